@@ -1,0 +1,489 @@
+"""The Tree: what an image's layers look like from inside, whiteouts and opaques applied.
+
+A tree is a value. Applying a layer or editing gives a new tree that shares every directory that
+did not change with the old one; so a comparison costs only what changed. Hard links are one node
+under several names.
+
+Nodes are frozen by convention once their tree is made: only an ``Editor`` changes a node, and
+only a directory node that it copied itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from layerstore.errors import FormatError
+from layerstore.formats.entries import Entry, Extents, Kind, Xattrs
+from layerstore.names import Digest
+
+RESERVED_NAME = b".layerstore"
+"""No image may have this name in its root: the composed driver keeps objects under it."""
+
+_MAX_LINKS = 40
+"""Symlinks followed for one path, as Linux does (path_resolution(7))."""
+
+
+class TreeError(FormatError):
+    """A layer that makes no tree: a link to nothing, a loop, a root that is no directory."""
+
+
+class Node:
+    """A file, directory, symlink, device or fifo: an inode, without its names.
+
+    ``linked`` is a hint that there was once more than one name. ``children`` is None for all but
+    directories. A directory's ``size`` is 0.
+    """
+
+    __slots__ = (
+        "children",
+        "digest",
+        "extents",
+        "gid",
+        "kind",
+        "link",
+        "linked",
+        "mode",
+        "mtime_ns",
+        "rdev",
+        "size",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(
+        self,
+        kind: Kind,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime_ns: int = 0,
+        size: int = 0,
+        digest: Digest | None = None,
+        link: bytes = b"",
+        rdev: tuple[int, int] = (0, 0),
+        xattrs: Xattrs = (),
+        extents: Extents | None = None,
+    ) -> None:
+        self.kind = kind
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.mtime_ns = mtime_ns
+        self.size = size
+        self.digest = digest
+        self.link = link
+        self.rdev = rdev
+        self.xattrs = xattrs
+        self.extents = extents
+        self.linked = False
+        self.children: dict[bytes, Node] | None = {} if kind is Kind.DIRECTORY else None
+
+    def copy(self) -> Node:
+        """Another inode with the same attributes; a directory's children are shared nodes."""
+        node = Node.__new__(Node)
+        for name in Node.__slots__:
+            setattr(node, name, getattr(self, name))
+        node.linked = False
+        if self.children is not None:
+            node.children = dict(self.children)
+        return node
+
+    def same_as(self, other: Node) -> bool:
+        """Whether both say the same of everything but names and children."""
+        return (
+            self.mtime_ns == other.mtime_ns
+            and self.size == other.size
+            and self.digest == other.digest
+            and self.kind is other.kind
+            and self.mode == other.mode
+            and self.uid == other.uid
+            and self.gid == other.gid
+            and self.link == other.link
+            and self.rdev == other.rdev
+            and self.xattrs == other.xattrs
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.kind.name} {self.mode:04o} {self.uid}:{self.gid} {self.size}>"
+
+
+def node_of(entry: Entry) -> Node:
+    return Node(*entry[1:])
+
+
+def entry_of(path: bytes, node: Node) -> Entry:
+    return Entry(
+        path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, node.size,
+        node.digest, node.link, node.rdev, node.xattrs, node.extents,
+    )  # fmt: skip
+
+
+class Tree:
+    """A whole root filesystem, in memory."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: Node | None = None) -> None:
+        self.root = root or Node(Kind.DIRECTORY, 0o755)
+
+    def lookup(self, path: bytes) -> Node | None:
+        """The node at ``path`` (``a/b``, the root is empty); no symlink is followed."""
+        node = self.root
+        if not path:
+            return node
+        for name in path.split(b"/"):
+            found = node.children.get(name) if node.children is not None else None
+            if found is None:
+                return None
+            node = found
+        return node
+
+    def resolve(self, path: bytes) -> tuple[bytes, Node | None]:
+        """Where ``path`` leads inside this root with every symlink followed, and what is there.
+
+        The node is None when nothing is there. Raises TreeError for a loop.
+        """
+        real, node, _ = _follow(self.root, path)
+        return real, node
+
+    def walk(self) -> Iterator[tuple[bytes, Node]]:
+        """Every path but the root with its node: parents first, siblings bytewise by name."""
+        stack: list[tuple[bytes, Node]] = [(b"", self.root)]
+        while stack:
+            path, node = stack.pop()
+            if path:
+                yield path, node
+            if node.children:
+                prefix = path + b"/" if path else b""
+                stack.extend(
+                    (prefix + name, node.children[name])
+                    for name in sorted(node.children, reverse=True)
+                )
+
+    def edit(self) -> Editor:
+        return Editor(self)
+
+
+def _follow(root: Node, path: bytes) -> tuple[bytes, Node | None, int]:
+    """(real path, node or None, symlinks followed)."""
+    done: list[bytes] = []
+    nodes: list[Node] = [root]
+    left = [name for name in reversed(path.split(b"/")) if name]
+    missing = False
+    followed = 0
+    while left:
+        name = left.pop()
+        if name == b".":
+            continue
+        if name == b"..":
+            if done:
+                done.pop()
+                if len(nodes) > len(done) + 1:
+                    nodes.pop()
+                missing = len(nodes) != len(done) + 1
+            continue
+        children = None if missing else nodes[-1].children
+        node = children.get(name) if children is not None else None
+        if node is not None and node.kind is Kind.SYMLINK:
+            followed += 1
+            if followed > _MAX_LINKS:
+                raise TreeError(f"too many levels of symbolic links at {show(path)}")
+            if node.link.startswith(b"/"):
+                done.clear()
+                del nodes[1:]
+            left.extend(part for part in reversed(node.link.split(b"/")) if part)
+            continue
+        done.append(name)
+        if node is None:
+            missing = True
+        else:
+            nodes.append(node)
+    return b"/".join(done), None if missing else nodes[-1], followed
+
+
+def show(path: bytes) -> str:
+    """A path for people: absolute, undecodable and control bytes escaped, in quotes."""
+    text = (b"/" + path).decode("utf-8", "backslashreplace")
+    return repr(text) if not text.isprintable() else f"'{text}'"
+
+
+class Editor:
+    """Changes to a tree, each directory copied at most once. ``finish`` gives the new tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.root = tree.root.copy()
+        self._owned: dict[int, Node] = {id(self.root): self.root}
+        self._directories: dict[bytes, Node] = {b"": self.root}
+
+    def finish(self) -> Tree:
+        """The new tree; the editor must not be used after it."""
+        return Tree(self.root)
+
+    def lookup(self, path: bytes) -> Node | None:
+        return Tree(self.root).lookup(path)
+
+    def resolve(self, path: bytes) -> tuple[bytes, Node | None]:
+        return Tree(self.root).resolve(path)
+
+    def owned_child(self, parent: Node, name: bytes) -> Node:
+        """``parent``'s child directory ``name``, copied if this editor has not yet."""
+        children = _children(parent)
+        node = children[name]
+        if id(node) not in self._owned:
+            node = node.copy()
+            self._owned[id(node)] = node
+            children[name] = node
+        return node
+
+    def new_directory(self, parent: Node, name: bytes, node: Node) -> Node:
+        self._owned[id(node)] = node
+        _children(parent)[name] = node
+        return node
+
+    def directory(self, path: bytes) -> Node:
+        """The directory at ``path``, ready to be changed; made with its parents if missing.
+
+        A new parent gets 0755 0:0 and time 0: nothing says otherwise, and "now" would make the
+        same layer differ from day to day. Whatever else is in the way is replaced.
+        """
+        cached = self._directories.get(path)
+        if cached is not None:
+            return cached
+        head, _, name = path.rpartition(b"/")
+        parent = self.directory(head) if head else self.root
+        existing = _children(parent).get(name)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            node = self.owned_child(parent, name)
+        else:
+            node = self.new_directory(parent, name, Node(Kind.DIRECTORY, 0o755))
+        self._directories[path] = node
+        return node
+
+    def put(self, path: bytes, node: Node) -> None:
+        """``node`` is at ``path``: a directory over a directory keeps the children that are there.
+
+        Anything else replaces what was there, children included.
+        """
+        if not path:
+            if node.kind is not Kind.DIRECTORY:
+                raise TreeError("the root of an image must be a directory")
+            _take_attributes(self.root, node)
+            return
+        head, _, name = path.rpartition(b"/")
+        parent = self.directory(head)
+        children = _children(parent)
+        existing = children.get(name)
+        if node.kind is Kind.DIRECTORY:
+            if existing is not None and existing.kind is Kind.DIRECTORY:
+                _take_attributes(self.directory(path), node)
+                return
+            self.new_directory(parent, name, node)
+            self._directories[path] = node
+            return
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            self._forget(path)
+        children[name] = node
+
+    def remove(self, path: bytes) -> bool:
+        """Nothing is at ``path`` any more. False if nothing was."""
+        head, _, name = path.rpartition(b"/")
+        parent = Tree(self.root).lookup(head)
+        if parent is None or parent.children is None or name not in parent.children:
+            return False
+        del _children(self.directory(head))[name]
+        self._forget(path)
+        return True
+
+    def clear(self, path: bytes) -> None:
+        """The directory at ``path`` has no children any more."""
+        _children(self.directory(path)).clear()
+        self._forget(path, itself=False)
+
+    def _forget(self, path: bytes, *, itself: bool = True) -> None:
+        prefix = path + b"/" if path else b""
+        stale = [known for known in self._directories if known.startswith(prefix) and known]
+        if itself:
+            stale.append(path)
+        for known in stale:
+            self._directories.pop(known, None)
+
+
+def _children(node: Node) -> dict[bytes, Node]:
+    if node.children is None:
+        raise TreeError("not a directory")
+    return node.children
+
+
+def _take_attributes(into: Node, other: Node) -> None:
+    into.mode = other.mode
+    into.uid = other.uid
+    into.gid = other.gid
+    into.mtime_ns = other.mtime_ns
+    into.xattrs = other.xattrs
+
+
+Warn = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def apply(tree: Tree, entries: Iterable[Entry], *, warn: Warn = _silent) -> Tree:
+    """The tree with one layer on top: what a container of the longer stack would see.
+
+    Markers act on ``tree`` only, whatever their place in the layer (image-spec layer.md,
+    "Whiteouts"; reference case 56). Entries are laid on top in order, so that of two entries for
+    one path the last one wins. Raises TreeError for links that lead nowhere and symlink loops.
+    """
+    return _Application(tree, entries, warn).result()
+
+
+class _Application:
+    def __init__(self, tree: Tree, entries: Iterable[Entry], warn: Warn) -> None:
+        self.lower = tree
+        self.entries = entries if isinstance(entries, list) else list(entries)
+        self.warn = warn
+        self.editor = tree.edit()
+        self._parents: dict[bytes, bytes] = {b"": b""}
+        self._explicit: set[bytes] | None = None
+        self._fresh: dict[int, Node] = {}
+        self._links: list[tuple[bytes, Node]] = []
+        self._hidden: dict[bytes, Node] = {}
+        self._copies: dict[int, Node] = {}
+
+    def result(self) -> Tree:
+        markers = [e for e in self.entries if e.kind is Kind.WHITEOUT or e.kind is Kind.OPAQUE]
+        # Sorted: a whiteout of a directory must be seen before one of a name below it, wherever
+        # the archive has them, or a symlink that is hidden might still be followed.
+        for marker in sorted(markers):
+            self._hide(marker)
+        self._parents = {b"": b""}
+        for entry in self.entries:
+            if entry.kind is not Kind.WHITEOUT and entry.kind is not Kind.OPAQUE:
+                self._lay(entry)
+        for path, placeholder in self._links:
+            self._resolve_link(path, placeholder)
+        return self.editor.finish()
+
+    def _hide(self, marker: Entry) -> None:
+        if marker.kind is Kind.OPAQUE:
+            directory = self._real_directory(marker.path)
+            node = self.editor.lookup(directory) if directory is not None else None
+            if directory is not None and node is not None and node.kind is Kind.DIRECTORY:
+                self.editor.clear(directory)
+            return
+        head, _, name = marker.path.rpartition(b"/")
+        real = self._real_directory(head)
+        if real is not None:
+            self.editor.remove(real + b"/" + name if real else name)
+
+    def _lay(self, entry: Entry) -> None:
+        path = entry.path
+        if b".wh." in path and any(name.startswith(b".wh.") for name in path.split(b"/")):
+            # Union-mount bookkeeping (aufs): no part of the tree, but a link's source.
+            self._hidden[path] = node_of(entry)
+            return
+        node = node_of(entry)
+        head, _, name = path.rpartition(b"/")
+        real_head = self._parents.get(head)
+        if real_head is None:
+            real_head = self._real_parent(head)
+        if real_head != head:
+            path = real_head + b"/" + name if real_head else name
+        if entry.kind is Kind.HARDLINK:
+            self._links.append((path, node))
+        if entry.kind is not Kind.DIRECTORY:
+            self._fresh[id(node)] = node
+            # A cached parent may be what this entry replaces.
+            if path in self._parents:
+                self._parents = {b"": b""}
+        self.editor.put(path, node)
+
+    def _real_parent(self, head: bytes) -> bytes:
+        """Where entries whose parent is called ``head`` go: lower symlinks are followed."""
+        real = b""
+        for name in head.split(b"/"):
+            path = real + b"/" + name if real else name
+            node = self.editor.lookup(path)
+            if node is not None and node.kind is Kind.SYMLINK and self._follows(node, path):
+                target, found, _ = _follow(self.editor.root, path)
+                self.warn(f"{show(head)} leads through the symlink {show(path)} to {show(target)}")
+                if found is not None and found.kind is not Kind.DIRECTORY:
+                    raise TreeError(f"{show(path)} leads to {show(target)}, which is no directory")
+                path = target
+            elif node is not None and node.kind is not Kind.DIRECTORY:
+                self.warn(f"{show(path)} is replaced by the directory that entries below it imply")
+            self.editor.directory(path)
+            real = path
+        self._parents[head] = real
+        return real
+
+    def _real_directory(self, head: bytes) -> bytes | None:
+        """As ``_real_parent`` for markers, which make nothing: None if nothing is there."""
+        real = b""
+        for name in head.split(b"/") if head else ():
+            path = real + b"/" + name if real else name
+            node = self.editor.lookup(path)
+            if node is not None and node.kind is Kind.SYMLINK and self._follows(node, path):
+                path, node, _ = _follow(self.editor.root, path)
+                self.warn(f"a whiteout below {show(head)} leads through a symlink to {show(path)}")
+            if node is None or node.kind is not Kind.DIRECTORY:
+                return None
+            real = path
+        return real
+
+    def _follows(self, node: Node, path: bytes) -> bool:
+        """A lower layer's symlink is followed, unless this layer has a directory of that name."""
+        if id(node) in self._fresh:
+            return False
+        if self._explicit is None:
+            self._explicit = {e.path for e in self.entries if e.kind is Kind.DIRECTORY}
+        return path not in self._explicit
+
+    def _resolve_link(self, path: bytes, placeholder: Node) -> None:
+        if self.editor.lookup(path) is not placeholder:
+            return  # a later entry of the same name won
+        trail = [(path, placeholder)]
+        target = self._link_target(path, placeholder.link)
+        while target.kind is Kind.HARDLINK:
+            if any(target is seen for _, seen in trail):
+                raise TreeError(f"the hard link {show(path)} leads to itself")
+            trail.append((b"", target))
+            target = self._link_target(path, target.link)
+        if target.kind is Kind.DIRECTORY:
+            raise TreeError(f"the hard link {show(path)} leads to a directory")
+        if id(target) in self._fresh or target in self._hidden.values():
+            target.linked = True
+        else:
+            # The lower file joins this layer as a copy, whichever driver shows it: a layer
+            # cannot add a name to an inode of the layer below.
+            copy = self._copies.get(id(target))
+            if copy is None:
+                copy = self._copies[id(target)] = target.copy()
+            else:
+                copy.linked = True
+            target = copy
+        self._fresh[id(target)] = target
+        self.editor.put(path, target)
+
+    def _link_target(self, path: bytes, link: bytes) -> Node:
+        hidden = self._hidden.get(link)
+        if hidden is not None:
+            return hidden
+        head, _, name = link.rpartition(b"/")
+        for root in (self.editor.root, self.lower.root):
+            _, directory, _ = _follow(root, head)
+            if directory is not None and directory.children is not None:
+                node = directory.children.get(name)
+                if node is not None:
+                    return node
+        raise TreeError(f"the hard link {show(path)} leads to {show(link)}, which does not exist")
+
+
+def merge(layers_bottom_up: Iterable[Iterable[Entry]], *, warn: Warn = _silent) -> Tree:
+    """The tree of a whole image."""
+    tree = Tree()
+    for entries in layers_bottom_up:
+        tree = apply(tree, entries, warn=warn)
+    return tree

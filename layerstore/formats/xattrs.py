@@ -1,0 +1,78 @@
+"""Which extended attributes a layer carries, and how overlayfs' own ones are kept apart.
+
+overlayfs keeps its marks in ``trusted.overlay.`` or, in user namespaces, ``user.overlay.``. A file
+of an image that really has an xattr of that name has it *escaped* wherever overlayfs could read
+it: ``trusted.overlay.overlay.X`` (Documentation/filesystems/overlayfs.rst, "Nesting overlayfs").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from layerstore.formats.entries import Kind, Xattrs
+
+XATTR_PREFIX = b"SCHILY.xattr."
+
+TRUSTED_OVERLAY = b"trusted.overlay."
+USER_OVERLAY = b"user.overlay."
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_NEVER = frozenset((b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"))
+"""Labels of the host that made them, which mean nothing or something else elsewhere."""
+
+MAX_VALUE = 65535
+"""Linux allows 65536; EROFS has a 16-bit field."""
+
+
+def accepted_xattrs(
+    records: Mapping[bytes, bytes], kind: Kind, name: bytes, warn: Callable[[str], None]
+) -> Xattrs:
+    """The xattrs of an archive's entry that are kept, sorted; what is dropped is warned of."""
+    kept = []
+    shown = name.decode("utf-8", "backslashreplace")
+    for key, value in sorted(records.items()):
+        if not key.startswith(XATTR_PREFIX):
+            continue
+        xattr = key[len(XATTR_PREFIX) :]
+        label = xattr.decode("utf-8", "backslashreplace")
+        if xattr in _NEVER:
+            continue
+        if xattr.startswith((TRUSTED_OVERLAY, USER_OVERLAY)):
+            # The archive of a careless tool: these are marks of the mount it was read from.
+            warn(f"{shown!r}: the xattr {label} is overlayfs' own and is dropped")
+        elif not xattr.startswith(_NAMESPACES) or len(xattr) > 255:
+            warn(f"{shown!r}: the xattr {label} is of no known namespace and is dropped")
+        elif len(value) > MAX_VALUE:
+            warn(f"{shown!r}: the xattr {label} of {len(value)} bytes is too long and is dropped")
+        elif xattr.startswith(b"user.") and kind not in (Kind.FILE, Kind.DIRECTORY):
+            warn(f"{shown!r}: {label} is dropped, Linux has user.* on files and directories only")
+        elif value:
+            kept.append((xattr, value))
+    return tuple(kept)
+
+
+def emitted_xattrs(found: Mapping[bytes, bytes], *, overlay_prefix: bytes) -> Xattrs:
+    """The xattrs of a file in an upper directory that its layer carries, sorted.
+
+    Overlayfs' own marks are left out, escaped ones lose one level. ``trusted.*`` is left out: no
+    container without CAP_SYS_ADMIN can see it. The value of a capability is kept as it is.
+    """
+    kept = []
+    escaped = overlay_prefix + b"overlay."
+    for name, value in found.items():
+        if name.startswith(overlay_prefix):
+            if not name.startswith(escaped):
+                continue
+            name = overlay_prefix + name[len(escaped) :]
+        elif name.startswith(b"trusted.") or name in _NEVER:
+            continue
+        if value:
+            kept.append((name, value))
+    return tuple(sorted(kept))
+
+
+def escaped_name(name: bytes, overlay_prefix: bytes) -> bytes:
+    """The name under which an image's xattr is written to a directory that overlayfs reads."""
+    if name.startswith(overlay_prefix):
+        return overlay_prefix + b"overlay." + name[len(overlay_prefix) :]
+    return name
