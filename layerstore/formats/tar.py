@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from layerstore.formats import pax, sparse
 from layerstore.formats.entries import NANOSECOND, Entry, Kind
-from layerstore.formats.untar import BLOCK
+from layerstore.formats.untar import BLOCK as BLOCK
 from layerstore.formats.whiteout import write_name
 from layerstore.formats.xattrs import XATTR_PREFIX
 from layerstore.names import Digest

@@ -406,7 +406,7 @@ class TarReader:
             self._fail(f"has {error}")
         if sum(length for _, length in extents) != stored:
             self._fail("has a sparse file whose map and content disagree")
-        return size, stored, extents
+        return size, stored, extents if size else None
 
     def _decimal(self, text: bytes) -> int:
         if not text.isdigit() or len(text) > 19:

@@ -1,0 +1,86 @@
+"""File system calls that Python has no name for."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+from layerstore.kernel.libc import address, syscall
+from layerstore.kernel.numbers import SYNCFS
+
+_OPENAT2 = 437
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+
+def openat2(
+    dir_fd: int,
+    path: bytes,
+    flags: int,
+    mode: int = 0,
+    resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+) -> int:
+    """A descriptor, close-on-exec, of a path that is resolved under the constraints of ``resolve``."""
+    how = array("Q", [flags | os.O_CLOEXEC, mode, resolve])
+    return syscall("openat2", _OPENAT2, dir_fd, path, address(how), 24)
+
+
+
+_FICLONE = 0x40049409
+
+
+def syncfs(fd: int) -> None:
+    """All data of the file system that holds ``fd`` is on disk.
+
+    Reports only the writeback errors since ``fd`` was opened: open it before writing.
+    """
+    syscall("syncfs", SYNCFS, fd)
+
+
+def try_reflink(source_fd: int, target_fd: int) -> bool:
+    """Whether the target now shares all extents of the source (ioctl_ficlone(2))."""
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError:
+        return False
+    return True
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the parts of a file that are not holes, ascending."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        if start >= size:
+            return
+        offset = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, offset - start
+
+
+def write_all(fd: int, payload: bytes | memoryview) -> None:
+    """Every byte is written, however short the single writes are."""
+    view = memoryview(payload)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fsync_path(path: Path | str) -> None:
+    """The file, or the names in the directory, at ``path`` are on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

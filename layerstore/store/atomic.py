@@ -1,0 +1,424 @@
+"""The one place that writes: transactions that are there whole or not at all.
+
+The protocol, in this order; a crash between any two steps leaves the old state or the new one:
+
+1. Lease: a file made and flock'ed in ``tmp/``, then renamed into ``leases/``. Made in place, a
+   collector could take its lock before we do, and think us dead.
+2. Stage: everything is written under ``tmp/<txid>/``.
+3. Flush: one ``syncfs``, while the objects still have staging names. Flushing after the rename
+   leaves empty objects under final names in a crash, and the next import trusts them.
+4. Publish: digests are appended to the lease, then looked up, then renamed, under the shared lock.
+   The append comes first: it is what makes a hit safe from a collector.
+5. Flush the names, hits included: their publisher may not have flushed them yet.
+6. Records the same way, then the ref: written, fsync'ed, renamed, directory fsync'ed.
+
+Only then has anything succeeded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from layerstore.errors import HostError, LayerstoreError
+from layerstore.formats import sparse
+from layerstore.formats.entries import Entry, Extents
+from layerstore.formats.entries import emit as emit_entries
+from layerstore.kernel.fs import fsync_path, syncfs, write_all
+from layerstore.names import DiffID, Digest, ImageID, ImageRef
+from layerstore.store import locks
+from layerstore.store.layout import Layout
+from layerstore.store.objects import Objects
+
+_MANY_FOLDERS = 12
+"""More touched folders than this are flushed by one syncfs: 256 fsyncs cost 30 ms here, it 4."""
+
+_BATCH_OBJECTS = 256
+_BATCH_BYTES = 8 << 20
+
+_ZEROS = bytes(64 << 10)
+
+
+def new_id() -> str:
+    """64 random bits in hex: unique without anyone keeping count."""
+    return os.urandom(8).hex()
+
+
+@contextmanager
+def told_of_full_disk(root: Path) -> Iterator[None]:
+    """A full disk or quota becomes one clear message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostError(
+                f"no space left in the store {root}; nothing was changed",
+                hint="remove images with layerstore rmi, run layerstore gc, or use another --root",
+            ) from error
+        raise
+
+
+class Transaction:
+    """Stages objects, layers and images, and publishes them whole. Use ``Store.transaction()``.
+
+    Leaving the block without ``publish`` or after an error leaves nothing behind. The lease
+    keeps everything published alive until then, so name it with a ref inside the block.
+    """
+
+    def __init__(self, layout: Layout, objects: Objects) -> None:
+        self._layout = layout
+        self._objects = objects
+        self._id = new_id()
+        self._staging = layout.folder("tmp") / self._id
+        self._batch: dict[Digest, bytes] = {}
+        self._batch_bytes = 0
+        self._leased: set[Digest] = set()
+        self._handled: set[Digest] = set()
+        self._staged: dict[Digest, int] = {}
+        self._layers: dict[DiffID, Path] = {}
+        self._images: dict[ImageID, Path] = {}
+        self._folders: set[str] = set()
+        self._published_something = False
+        self.replaced: list[Digest] = []
+        """Objects that were there with a wrong size, and are healed now."""
+        self.new_bytes = 0
+        """Content bytes that the store did not have."""
+
+    # -- lease -----------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        with told_of_full_disk(self._layout.root):
+            pending = self._layout.folder("tmp") / f"{self._id}.lease"
+            self._lease = locks.open_lock(pending)
+            try:
+                locks.try_lock(self._lease)
+                pending.rename(self._layout.folder("leases") / self._id)
+                self._staging.mkdir(0o700)
+                # Opened before anything is written: syncfs reports only what fails after this.
+                self._staging_fd = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY)
+            except BaseException:
+                os.close(self._lease)
+                with suppress(OSError):
+                    pending.unlink(missing_ok=True)
+                raise
+        self._objects_fd = os.open(self._layout.objects, os.O_RDONLY | os.O_DIRECTORY)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._staging_fd)
+        os.close(self._objects_fd)
+        shutil.rmtree(self._staging, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            (self._layout.folder("leases") / self._id).unlink()
+        os.close(self._lease)
+
+    def lease(self, digests: Iterator[Digest] | list[Digest]) -> None:
+        """What has these names is alive until the transaction ends, if it is there now.
+
+        Look things up after this, not before.
+        """
+        fresh = [digest for digest in digests if digest not in self._leased]
+        if fresh:
+            with locks.publishing(self._layout.root):
+                self._append(fresh)
+
+    def _append(self, digests: list[Digest]) -> None:
+        write_all(self._lease, "".join(digest + "\n" for digest in digests).encode())
+        self._leased.update(digests)
+
+    # -- objects ---------------------------------------------------------------------------
+
+    def stage(self, content: bytes) -> Digest:
+        """The object of this content is, or will be with ``publish``, in the store."""
+        digest = Digest("sha256:" + hashlib.sha256(content).hexdigest())
+        if digest in self._handled:
+            return digest
+        self._handled.add(digest)
+        self._batch[digest] = content
+        self._batch_bytes += len(content)
+        if len(self._batch) >= _BATCH_OBJECTS or self._batch_bytes >= _BATCH_BYTES:
+            self._flush_batch()
+        return digest
+
+    def _flush_batch(self) -> None:
+        """Contents that the store lacks are written to staging; hits are leased before that."""
+        if not self._batch:
+            return
+        with told_of_full_disk(self._layout.root):
+            batch, self._batch, self._batch_bytes = self._batch, {}, 0
+            with locks.publishing(self._layout.root):
+                self._append(list(batch))
+                missing = [
+                    digest
+                    for digest, content in batch.items()
+                    if self._size_of(digest) != len(content)
+                ]
+            for digest in missing:
+                content = batch[digest]
+                fd = self._create(digest.hex)
+                try:
+                    write_all(fd, content)
+                    self._check_size(fd, len(content), digest)
+                finally:
+                    os.close(fd)
+                self._staged[digest] = len(content)
+                self.new_bytes += len(content)
+            self._folders.update(digest[7:9] for digest in batch)
+
+    def _size_of(self, digest: Digest) -> int | None:
+        try:
+            return os.stat(f"{digest[7:9]}/{digest[9:]}", dir_fd=self._objects_fd).st_size
+        except FileNotFoundError:
+            return None
+
+    def _create(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(name, flags, 0o444, dir_fd=self._staging_fd)
+
+    def _check_size(self, fd: int, size: int, what: str) -> None:
+        # A write that lies about its length is caught here, before anything has a final name.
+        if os.fstat(fd).st_size != size:
+            raise HostError(f"the file system of {self._layout.root} lost bytes of {what}")
+
+    def writer(self, extents: Extents | None = None, size: int = 0) -> ObjectWriter:
+        """For contents too large for memory. With ``extents``: a sparse file of ``size`` bytes."""
+        return ObjectWriter(self, self._create(f"part-{new_id()}"), extents, size)
+
+    def _adopt(self, fd: int, digest: Digest, size: int) -> None:
+        """A written part becomes the staged object ``digest``, unless there is one already."""
+        part = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if digest in self._staged:
+            part.unlink()
+            return
+        self.lease([digest])
+        self._handled.add(digest)
+        self._folders.add(digest[7:9])
+        if self._size_of(digest) == size:
+            part.unlink()
+            return
+        part.rename(self._staging / digest.hex)
+        self._staged[digest] = size
+        self.new_bytes += size
+
+    def open_object(self, digest: Digest) -> int:
+        """A read-only descriptor of a staged or published object."""
+        if digest in self._batch:
+            self._flush_batch()
+        if digest in self._staged:
+            return os.open(digest.hex, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._staging_fd)
+        return self._objects.open(digest)
+
+    # -- records ---------------------------------------------------------------------------
+
+    def create_tarsplit(self) -> int:
+        """A descriptor to write the tarsplit of the layer that is staged next."""
+        return self._create("tarsplit")
+
+    def stage_layer(self, diff_id: DiffID, entries: list[Entry], *, foreign: bool) -> None:
+        """The layer's record; its objects are staged already, its tarsplit too if ``foreign``."""
+        tarsplit = self._staging / "tarsplit"
+        if diff_id in self._layers:
+            tarsplit.unlink(missing_ok=True)
+            return
+        folder = self._staging / f"layer-{diff_id.hex}"
+        with told_of_full_disk(self._layout.root):
+            folder.mkdir(0o700)
+            _write_file(folder / "entries", emit_entries(entries))
+            if foreign:
+                tarsplit.rename(folder / "tarsplit")
+        self._layers[diff_id] = folder
+
+    def stage_image(self, config: bytes) -> ImageID:
+        """The image with this OCI config; its layers are staged or leased already."""
+        image_id = ImageID.of(config)
+        if image_id not in self._images:
+            path = self._staging / f"image-{image_id.hex}"
+            with told_of_full_disk(self._layout.root):
+                _write_file(path, config)
+            self._images[image_id] = path
+        return image_id
+
+    def publish(self, refs: Mapping[ImageRef, ImageID] | None = None) -> None:
+        """Everything staged is durable and has its final name; then the refs point to it.
+
+        May be called several times. When it returns, a power cut loses nothing of it.
+        """
+        with told_of_full_disk(self._layout.root):
+            self._flush_batch()
+            if self._staged or self._layers or self._images:
+                syncfs(self._staging_fd)
+            self._publish_objects()
+            self._publish_records()
+            for ref, image_id in (refs or {}).items():
+                self._write_ref(ref, image_id)
+
+    def _publish_objects(self) -> None:
+        staged, self._staged = self._staged, {}
+        if staged:
+            with locks.publishing(self._layout.root):
+                for digest, size in staged.items():
+                    present = self._size_of(digest)
+                    if present == size:
+                        continue
+                    if present is not None:
+                        self._quarantine(self._layout.object(digest))
+                        self.replaced.append(digest)
+                    os.rename(
+                        digest.hex,
+                        f"{digest[7:9]}/{digest[9:]}",
+                        src_dir_fd=self._staging_fd,
+                        dst_dir_fd=self._objects_fd,
+                    )
+        folders, self._folders = self._folders, set()
+        if len(folders) > _MANY_FOLDERS:
+            syncfs(self._staging_fd)
+        else:
+            for folder in folders:
+                fsync_path(self._layout.objects / folder)
+
+    def _publish_records(self) -> None:
+        layers, self._layers = self._layers, {}
+        images, self._images = self._images, {}
+        if layers:
+            self.lease(list(layers))
+            with locks.publishing(self._layout.root):
+                for diff_id, folder in layers.items():
+                    self._publish_record(folder, self._layout.layer(diff_id))
+            fsync_path(self._layout.folder("layers"))
+        if images:
+            self.lease(list(images))
+            with locks.publishing(self._layout.root):
+                for image_id, path in images.items():
+                    self._publish_record(path, self._layout.image(image_id))
+            fsync_path(self._layout.folder("images"))
+
+    def _publish_record(self, staged: Path, final: Path) -> None:
+        """One rename. A record that is there and reads the same is kept, a damaged one set aside.
+
+        The layer that is there may have another tarsplit for the same tar: the one that is whole.
+        """
+        if final.exists():
+            if _reads_as(staged, final):
+                return
+            self._quarantine(final)
+        staged.rename(final)
+
+    def _quarantine(self, path: Path) -> None:
+        path.rename(self._layout.folder("quarantine") / f"{path.name}-{new_id()}")
+
+    def _write_ref(self, ref: ImageRef, image_id: ImageID) -> None:
+        staged = self._staging / "ref"
+        _write_file(staged, f"{image_id}\n".encode())
+        fsync_path(staged)
+        staged.rename(self._layout.ref(ref))
+        fsync_path(self._layout.folder("refs"))
+
+    def stage_directory(self, name: str) -> Path:
+        """A new directory in staging, for what is moved in whole with one rename."""
+        path = self._staging / name
+        path.mkdir(0o700)
+        return path
+
+    def flush(self) -> None:
+        """Everything in staging is on disk."""
+        syncfs(self._staging_fd)
+
+
+class ObjectWriter:
+    """Writes one object of any size to staging, hashing it on the way; zeros become holes."""
+
+    def __init__(
+        self, transaction: Transaction, fd: int, extents: Extents | None, size: int
+    ) -> None:
+        self._transaction = transaction
+        self._fd = fd
+        self._hasher = hashlib.sha256()
+        self._position = 0
+        self._size = size if extents is not None else None
+        # Ranges still to be filled, the nearest last.
+        self._ranges = list(reversed(extents)) if extents is not None else None
+        if extents is not None:
+            self._hasher.update(sparse.emit_map(size, extents))
+            self._position = extents[0][0] if extents else size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def write(self, chunk: bytes) -> None:
+        self._hasher.update(chunk)
+        if self._ranges is None:
+            self._position = _write_with_holes(self._fd, self._position, chunk)
+            return
+        view = memoryview(chunk)
+        while view:
+            offset, length = self._ranges[-1]
+            room = offset + length - self._position
+            piece = view[:room]
+            _pwrite_all(self._fd, piece, self._position)
+            self._position += len(piece)
+            view = view[room:]
+            if self._position == offset + length:
+                self._ranges.pop()
+                self._position = self._ranges[-1][0] if self._ranges else self._size or 0
+
+    def finish(self) -> Digest:
+        """The object is staged. Raises LayerstoreError if a sparse file's data is incomplete."""
+        size = self._position if self._size is None else self._size
+        if self._ranges:
+            raise LayerstoreError("a sparse file ended before its data did")
+        os.ftruncate(self._fd, size)
+        self._transaction._check_size(self._fd, size, "an object")
+        digest = Digest("sha256:" + self._hasher.hexdigest())
+        self._transaction._adopt(self._fd, digest, size)
+        return digest
+
+
+def _write_with_holes(fd: int, position: int, chunk: bytes) -> int:
+    """The chunk is at ``position``, long runs of zeros left out. The position after it."""
+    if _ZEROS not in chunk:
+        _pwrite_all(fd, chunk, position)
+        return position + len(chunk)
+    view = memoryview(chunk)
+    step = len(_ZEROS)
+    for start in range(0, len(chunk), step):
+        piece = view[start : start + step]
+        if piece != _ZEROS:
+            _pwrite_all(fd, piece, position + start)
+    return position + len(chunk)
+
+
+def _pwrite_all(fd: int, payload: bytes | memoryview, offset: int) -> None:
+    view = memoryview(payload)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        offset += written
+        view = view[written:]
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, content)
+        if os.fstat(fd).st_size != len(content):
+            raise HostError(f"the file system lost bytes of {path.name}")
+    finally:
+        os.close(fd)
+
+
+def _reads_as(staged: Path, final: Path) -> bool:
+    """Whether the final record says what the staged one says."""
+    if staged.is_dir():
+        return final.is_dir() and _reads_as(staged / "entries", final / "entries")
+    try:
+        return staged.read_bytes() == final.read_bytes()
+    except OSError:
+        return False

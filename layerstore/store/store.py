@@ -1,0 +1,150 @@
+"""A store: opened, recovered and handed out as its parts."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from layerstore.errors import HostError
+from layerstore.kernel.fs import fsync_path
+from layerstore.store import locks
+from layerstore.store.atomic import Transaction, told_of_full_disk
+from layerstore.store.containers import Containers, remove_tree
+from layerstore.store.images import Images
+from layerstore.store.layers import Layers
+from layerstore.store.layout import (
+    BALLAST_BYTES,
+    DIRECTORIES,
+    Layout,
+    check_format,
+    emit_format,
+)
+from layerstore.store.objects import Objects
+from layerstore.store.refs import Refs
+
+
+class Store:
+    """The store at a directory. ``Store.open`` makes it if there is none.
+
+    Opening finishes what a crash left behind; its cost follows the number of dead transactions,
+    never the number of objects.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.objects = Objects(layout)
+        self.layers = Layers(layout, self.objects)
+        self.refs = Refs(layout)
+        self.images = Images(layout, self.refs)
+        self.containers = Containers(layout)
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Raises HostError if the directory cannot be used, or its format is newer than this."""
+        layout = Layout(root)
+        try:
+            try:
+                raw = layout.format_file.read_bytes()
+            except FileNotFoundError:
+                _create(layout)
+                raw = layout.format_file.read_bytes()
+            check_format(raw, root)
+            store = cls(layout)
+            store.recover()
+        except PermissionError as error:
+            raise HostError(
+                f"the store {root} cannot be used: {error.strerror}",
+                hint="become its owner, or choose another with --root DIR or LAYERSTORE_ROOT",
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.EROFS, errno.EEXIST):
+                raise HostError(
+                    f"the store {root} cannot be made: {error.strerror}",
+                    hint="choose another with --root DIR or LAYERSTORE_ROOT",
+                ) from error
+            raise
+        return store
+
+    def transaction(self) -> Transaction:
+        """A context manager; see ``store.atomic``."""
+        return Transaction(self.layout, self.objects)
+
+    def recover(self) -> None:
+        """What dead transactions and half-done removals left behind is gone."""
+        leases = self.layout.folder("leases")
+        staging = self.layout.folder("tmp")
+        for txid in os.listdir(leases):
+            if not locks.is_held(leases / txid):
+                remove_tree(staging / txid)
+                (leases / txid).unlink(missing_ok=True)
+        for name in os.listdir(staging):
+            path = staging / name
+            if name.endswith(".lease"):
+                if not locks.is_held(path):
+                    path.unlink(missing_ok=True)
+            elif not (leases / name).exists() and path.is_dir():
+                remove_tree(path)
+        trash = self.layout.folder("trash")
+        for name in os.listdir(trash):
+            _discard(trash / name)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_OWN_NAMES = {
+    *DIRECTORIES, "objects", "gate", "lock", "gc", "ballast", "FORMAT", "FORMAT.new", "lost+found",
+}  # fmt: skip
+"""What a store that is half made may hold."""
+
+
+def _create(layout: Layout) -> None:
+    """An empty store; FORMAT is written last, so a store that has one is complete."""
+    root = layout.root
+    with told_of_full_disk(root):
+        root.mkdir(0o700, parents=True, exist_ok=True)
+        if set(os.listdir(root)) - _OWN_NAMES:
+            raise HostError(
+                f"{root} is not empty and is no store",
+                hint="choose an empty or new directory with --root DIR or LAYERSTORE_ROOT",
+            )
+        for name in DIRECTORIES:
+            (root / name).mkdir(0o700, exist_ok=True)
+        layout.objects.mkdir(0o700, parents=True, exist_ok=True)
+        for prefix in range(256):
+            (layout.objects / f"{prefix:02x}").mkdir(0o700, exist_ok=True)
+        for name in ("gate", "lock", "gc"):
+            os.close(locks.open_lock(root / name))
+        make_ballast(layout)
+        staged = root / "FORMAT.new"
+        staged.write_bytes(emit_format())
+        fsync_path(staged)
+        fsync_path(layout.objects)
+        fsync_path(root)
+        staged.rename(layout.format_file)
+        fsync_path(root)
+
+
+def make_ballast(layout: Layout) -> None:
+    """The file that is given up when the disk is full is there, as far as there is room for it."""
+    path = layout.root / "ballast"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_size < BALLAST_BYTES:
+            status = os.fstatvfs(fd)
+            if status.f_bavail * status.f_frsize > 4 * BALLAST_BYTES:
+                os.posix_fallocate(fd, 0, BALLAST_BYTES)
+    except OSError:
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def drop_ballast(layout: Layout) -> None:
+    """A few MB are free."""
+    (layout.root / "ballast").unlink(missing_ok=True)
