@@ -28,10 +28,9 @@ def openat2(
     mode: int = 0,
     resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
 ) -> int:
-    """A descriptor, close-on-exec, of a path that is resolved under the constraints of ``resolve``."""
+    """A close-on-exec descriptor of ``path``, resolved under the constraints of ``resolve``."""
     how = array("Q", [flags | os.O_CLOEXEC, mode, resolve])
     return syscall("openat2", _OPENAT2, dir_fd, path, address(how), 24)
-
 
 
 _FICLONE = 0x40049409
@@ -52,6 +51,37 @@ def try_reflink(source_fd: int, target_fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def can_reflink(directory: Path) -> bool:
+    """Whether files below ``directory`` can share extents; tried with two small ones."""
+    flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+    try:
+        source = os.open(directory, flags, 0o600)
+    except OSError:
+        return False
+    try:
+        os.write(source, bytes(4096))
+        target = os.open(directory, flags, 0o600)
+        try:
+            return try_reflink(source, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def copy_data(source_fd: int, target_fd: int) -> None:
+    """The empty target has the source's content, holes left out."""
+    size = os.fstat(source_fd).st_size
+    os.ftruncate(target_fd, size)
+    for offset, length in data_extents(source_fd, size):
+        while length:
+            copied = os.copy_file_range(source_fd, target_fd, length, offset, offset)
+            if not copied:
+                raise OSError(errno.EIO, "the file shrank while it was copied")
+            offset += copied
+            length -= copied
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

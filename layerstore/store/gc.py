@@ -8,7 +8,7 @@ read first, then refs and containers, because a build publishes its ref before i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from layerstore.names import DiffID, Digest, ImageID
 from layerstore.store import locks
 from layerstore.store.containers import remove_tree
 from layerstore.store.store import Store, drop_ballast, make_ballast
+from layerstore.store.trees import stack_keys
 
 _BATCH = 2_000
-TREE_FORMAT = "1"
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class Live:
     images: set[ImageID] = field(default_factory=set)
     layers: set[DiffID] = field(default_factory=set)
     objects: set[str] = field(default_factory=set)
+    trees: set[str] = field(default_factory=set)
     leased: set[str] = field(default_factory=set)
 
     def keeps(self, digest: str) -> bool:
@@ -56,9 +57,10 @@ def live(store: Store, *, without: Iterable[ImageID] = ()) -> Live:
     found = Live(leased=_leased(store))
     gone = set(without)
     roots = {image_id for image_id in store.refs.all().values() if image_id not in gone}
+    stacks: set[tuple[DiffID, ...]] = set()
     for container in store.containers.all():
         roots.add(container.image_id)
-        found.layers.update(container.diff_ids)
+        stacks.add(container.diff_ids)
     roots.update(
         ImageID(d) for d in found.leased if (store.layout.root / "images" / d[7:]).exists()
     )
@@ -68,7 +70,10 @@ def live(store: Store, *, without: Iterable[ImageID] = ()) -> Live:
         except NotFoundError:
             continue  # fsck reports it; it reaches nothing
         found.images.add(image_id)
-        found.layers.update(image.diff_ids)
+        stacks.add(image.diff_ids)
+    for stack in stacks:
+        found.layers.update(stack)
+        found.trees.update(stack_keys(store, stack))
     found.layers.update(DiffID(d) for d in found.leased if store.layers.has(DiffID(d)))
     for diff_id in found.layers:
         found.objects.update(objects_of(store, diff_id))
@@ -109,9 +114,11 @@ def plan_removal(store: Store, image_ids: Iterable[ImageID]) -> GcPlan:
     removed = set(image_ids)
     keep = live(store, without=removed)
     images = sorted(removed - keep.images)
-    layers = sorted({d for i in images for d in store.images.get(i).diff_ids} - keep.layers)
+    stacks = {store.images.get(image_id).diff_ids for image_id in images}
+    layers = sorted({diff_id for stack in stacks for diff_id in stack} - keep.layers)
+    trees = {key for stack in stacks for key in stack_keys(store, stack)}
     objects = sorted({d for layer in layers for d in objects_of(store, layer) if not keep.keeps(d)})
-    return _plan(store, keep, images, layers, objects, all_cache=False)
+    return _plan(store, keep, images, layers, objects, all_cache=False, gone_trees=trees)
 
 
 def _plan(
@@ -122,15 +129,13 @@ def _plan(
     objects: list[Digest],
     *,
     all_cache: bool,
+    gone_trees: Set[str] = frozenset(),
 ) -> GcPlan:
     layout = store.layout
-    gone_layers = {diff_id.hex for diff_id in layers}
-    live_trees = {diff_id.hex for diff_id in keep.layers}
     trees = [
         name
         for name in sorted(os.listdir(layout.folder("trees")))
-        if set(name.split(".")[0].split("+")) & gone_layers
-        or (all_cache and not set(name.split(".")[0].split("+")) <= live_trees)
+        if name not in keep.trees and (all_cache or name in gone_trees)
     ]
     cache = sorted(os.listdir(layout.folder("cache"))) if all_cache else []
     physical = _Physical()
@@ -207,7 +212,7 @@ def _sweep(store: Store, plan: GcPlan) -> None:
         fsync_path(layout.folder("images"))
         moved: list[Path] = []
         for name in plan.trees:
-            if not set(name.split(".")[0].split("+")) <= {d.hex for d in keep.layers}:
+            if name not in keep.trees:
                 moved.append(_move(layout.folder("trees") / name, trash))
         for diff_id in plan.layers:
             if diff_id not in keep.layers:

@@ -16,7 +16,7 @@
         state/                       the launcher's: state, lock, log, stubs
     names/<name>                   symlink to a container's id; O_EXCL makes the name unique
     cache/<step key>               a build step's record. Weak: keeps nothing alive
-    trees/<key>/                   a lower directory of the stacked driver, made from a layer.
+    trees/<key>/                   a lower directory of the stacked driver (store.trees).
                                    Derived; files are hard links or clones of objects
     leases/<txid>                  a running transaction's digests. ROOT while its flock is held
     tmp/<txid>/                    staging of one transaction

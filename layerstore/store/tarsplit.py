@@ -72,7 +72,7 @@ def parse(file: BinaryIO, *, where: str) -> Iterator[Piece]:
     if left or hasher.digest() != file.read(32):
         raise DamagedError(f"the tar record of {where} is damaged", hint="import the image again")
     file.seek(0)
-    reader = zstandard.ZstdDecompressor().stream_reader(_Frame(file, size))
+    reader = zstandard.ZstdDecompressor().stream_reader(_Frame(file, size))  # type: ignore[arg-type] # it only reads
     if reader.read(8) != MAGIC:
         raise DamagedError(f"the tar record of {where} has an unknown format")
     while tag := reader.read(1):

@@ -1,0 +1,204 @@
+"""What a build reads from outside: the spec's folder, and the bases that are no image yet.
+
+The only input before planning. Paths of a spec stay inside its folder: they are opened beneath it
+(openat2(2), RESOLVE_BENEATH), whatever symlinks the folder holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerstore.cachekey import framed
+from layerstore.errors import BuildError
+from layerstore.formats.entries import Kind
+from layerstore.formats.streams import CHUNK
+from layerstore.kernel.fs import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
+from layerstore.names import Digest
+from layerstore.spec import Source
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFile:
+    """One file, directory or symlink of the folder that a step selects."""
+
+    name: bytes
+    """Relative to what was selected; empty for the selected thing itself."""
+    kind: Kind
+    mode: int
+    size: int
+    link: bytes
+    path: bytes
+    """In the folder."""
+
+
+class Context:
+    """The folder of a spec, as its ``ignore`` patterns leave it."""
+
+    def __init__(self, folder: Path, ignore: tuple[str, ...]) -> None:
+        self.folder = folder
+        self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._ignored = _matcher(ignore)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of a path of the folder. Raises BuildError."""
+        try:
+            return openat2(
+                self._fd, path or b".", flags, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+            )
+        except OSError as error:
+            shown = os.fsdecode(path)
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                raise BuildError(
+                    f"{shown!r} leads out of the folder {self.folder}",
+                    hint="copy the files into the folder of the spec",
+                ) from None
+            raise BuildError(
+                f"{shown!r} in the folder {self.folder}: {os.strerror(error.errno or 0)}",
+                hint="paths are relative to the folder of the spec; ignore may hide a file",
+            ) from None
+
+    def read(self, path: bytes) -> bytes:
+        fd = self.open(path)
+        with os.fdopen(fd, "rb") as file:
+            return file.read()
+
+    def select(self, source: Source) -> list[ContextFile]:
+        """What a source stands for, parents first, siblings bytewise. Raises BuildError."""
+        top = self._look(source.path)
+        if top.kind is not Kind.DIRECTORY:
+            if source.contents:
+                raise BuildError(
+                    f"{os.fsdecode(source.path)!r} is no directory",
+                    hint="leave out the slash at its end",
+                )
+            return [top]
+        return [top, *self._walk(source.path, b"")]
+
+    def _look(self, path: bytes) -> ContextFile:
+        fd = self.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(fd)
+            link = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
+        finally:
+            os.close(fd)
+        return _context_file(b"", path, status, link)
+
+    def _walk(self, folder: bytes, name: bytes) -> Iterator[ContextFile]:
+        path = folder + b"/" + name if name else folder
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found = sorted(os.fsencode(child) for child in os.listdir(fd))
+            for child in found:
+                status = os.stat(child, dir_fd=fd, follow_symlinks=False)
+                inner = name + b"/" + child if name else child
+                full = path + b"/" + child if path != b"." else child
+                if self._ignored(full, stat.S_ISDIR(status.st_mode)):
+                    continue
+                if stat.S_ISSOCK(status.st_mode):
+                    continue
+                link = os.readlink(child, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
+                file = _context_file(inner, full, status, link)
+                yield file
+                if file.kind is Kind.DIRECTORY:
+                    yield from self._walk(folder, inner)
+        finally:
+            os.close(fd)
+
+    def digest(self, files: list[ContextFile], mode_of: Callable[[ContextFile], int]) -> Digest:
+        """What is selected: names, modes as they will be, links and contents; no times."""
+        parts: list[bytes] = []
+        for file in files:
+            content = self.content_digest(file) if file.kind is Kind.FILE else ""
+            parts += (
+                file.name,
+                b"%c %o" % (file.kind, mode_of(file)),
+                file.link,
+                content.encode(),
+            )
+        return framed(parts)
+
+    def content_digest(self, file: ContextFile) -> Digest:
+        """Raises BuildError if the file changes while it is read."""
+        fd = self.open(file.path)
+        try:
+            before = os.fstat(fd)
+            hasher = hashlib.sha256()
+            while chunk := os.read(fd, CHUNK):
+                hasher.update(chunk)
+            after = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise BuildError(f"{os.fsdecode(file.path)!r} changed while it was read")
+        return Digest("sha256:" + hasher.hexdigest())
+
+
+def _context_file(name: bytes, path: bytes, status: os.stat_result, link: bytes) -> ContextFile:
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        raise BuildError(
+            f"{os.fsdecode(path)!r} is a device or socket, which no step can copy",
+            hint="add it to ignore",
+        )
+    size = status.st_size if kind is Kind.FILE else 0
+    return ContextFile(name, kind, stat.S_IMODE(status.st_mode), size, link, path)
+
+
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+
+
+def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bool], bool]:
+    """Whether a path of the folder is ignored, by gitignore(5)."""
+    if not patterns:
+        return lambda path, is_directory: False
+    from pathspec import GitIgnoreSpec
+
+    matcher = GitIgnoreSpec.from_lines(patterns)
+
+    def ignored(path: bytes, is_directory: bool) -> bool:
+        return matcher.match_file(os.fsdecode(path) + ("/" if is_directory else ""))
+
+    return ignored
+
+
+def fingerprint(paths: list[bytes]) -> Digest | None:
+    """What stat(2) says of files: while it stays the same, so do their contents.
+
+    None if one changed so recently that a further change might leave the same times (git's "racy"
+    rule, with two seconds for coarse clocks): read them then.
+    """
+    newest = 0
+    parts: list[bytes] = []
+    for path in paths:
+        status = os.stat(path)
+        newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
+        fields = (
+            status.st_dev, status.st_ino, status.st_mode, status.st_size,
+            status.st_mtime_ns, status.st_ctime_ns,
+        )  # fmt: skip
+        parts += (path, b" ".join(b"%d" % field for field in fields))
+    if newest > _now_ns() - 2_000_000_000:
+        return None
+    return framed(parts)
+
+
+def _now_ns() -> int:
+    """The file system's clock, not the wall's: that of a file just made."""
+    import tempfile
+
+    with tempfile.TemporaryFile() as probe:
+        return os.fstat(probe.fileno()).st_mtime_ns
