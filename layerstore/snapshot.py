@@ -10,11 +10,12 @@ parent is the parent's own node in the result, so that ``formats.changes.diff`` 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, Protocol, Self
 
 from layerstore.errors import ConflictError, FormatError
 from layerstore.formats import sparse
@@ -23,9 +24,8 @@ from layerstore.formats.entries import NANOSECOND, Extents, Kind
 from layerstore.formats.streams import CHUNK
 from layerstore.formats.tree import RESERVED_NAME, Node, Tree, show
 from layerstore.formats.whiteout import is_reserved
-from layerstore.formats.xattrs import emitted_xattrs
+from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY, emitted_xattrs
 from layerstore.names import Digest
-from layerstore.store.atomic import Transaction
 from layerstore.store.objects import canonical_extents
 
 MAX_DEPTH = 900
@@ -56,6 +56,9 @@ class Times:
         return floor_to_seconds(mtime_ns)
 
 
+AS_THEY_ARE = Times()
+
+
 @dataclass(frozen=True, slots=True)
 class Ids:
     """The container's ids of the ids on disk. An id without one is an error, never "nobody"."""
@@ -65,6 +68,49 @@ class Ids:
 
 
 SAME_IDS = Ids()
+
+
+class ObjectSink(Protocol):
+    """Takes one content that is too large for memory."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+    def write(self, chunk: bytes) -> None: ...
+    def finish(self) -> Digest: ...
+
+
+class Contents(Protocol):
+    """Where new contents go: a store's transaction, or nowhere."""
+
+    def stage(self, content: bytes) -> Digest: ...
+    def writer(self, extents: Extents | None = None, size: int = 0) -> ObjectSink: ...
+
+
+class Hashed:
+    """Contents that are only told apart, and kept nowhere: for looking at changes."""
+
+    def stage(self, content: bytes) -> Digest:
+        return Digest.of(content)
+
+    def writer(self, extents: Extents | None = None, size: int = 0) -> _Hasher:
+        return _Hasher(sparse.emit_map(size, extents) if extents is not None else b"")
+
+
+class _Hasher:
+    def __init__(self, head: bytes) -> None:
+        self._hash = hashlib.sha256(head)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def write(self, chunk: bytes) -> None:
+        self._hash.update(chunk)
+
+    def finish(self) -> Digest:
+        return Digest("sha256:" + self._hash.hexdigest())
 
 
 @dataclass(slots=True)
@@ -81,37 +127,40 @@ class _Place:
 def capture(
     upper: str | os.PathLike[str],
     parent: Tree,
-    transaction: Transaction,
+    contents: Contents,
     *,
-    xattr_prefix: bytes,
+    xattr_prefix: bytes | None,
     stubs: Collection[bytes] = (),
-    times: Times = Times(),
+    times: Times = AS_THEY_ARE,
     ids: Ids = SAME_IDS,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Tree:
-    """The tree that the container shows. New contents are staged in ``transaction``.
+    """The tree that the container shows. New contents are given to ``contents``.
 
-    ``xattr_prefix`` says how this upper directory was mounted. ``stubs`` are the paths of mount
+    ``xattr_prefix`` says how this upper directory was mounted; None: it never was one, so nothing
+    in it is a mark of overlayfs, and a device 0:0 has no meaning. ``stubs`` are the paths of mount
     points that the launcher made. Raises FormatError for what no layer can say, ConflictError if
     a file changes meanwhile.
     """
-    return _Capture(parent, transaction, xattr_prefix, stubs, times, ids, warn).run(upper)
+    return _Capture(parent, contents, xattr_prefix, stubs, times, ids, warn).run(upper)
 
 
 class _Capture:
     def __init__(
         self,
         parent: Tree,
-        transaction: Transaction,
-        prefix: bytes,
+        contents: Contents,
+        prefix: bytes | None,
         stubs: Collection[bytes],
         times: Times,
         ids: Ids,
         warn: Callable[[str], None],
     ) -> None:
         self._parent = parent
-        self._transaction = transaction
-        self._prefix = prefix
+        self._contents = contents
+        self._is_upper = prefix is not None
+        # A plain directory's own overlay xattrs are left out below, so no mark is ever found.
+        self._prefix = TRUSTED_OVERLAY if prefix is None else prefix
         self._stubs = frozenset(stubs)
         self._times = times
         self._ids = ids
@@ -147,9 +196,7 @@ class _Capture:
         return names
 
     def _refuse(self, path: bytes, why: str) -> NoReturn:
-        raise FormatError(
-            f"{show(path)} {why}, and no layer can say that", hint="remove it in the container"
-        )
+        raise FormatError(f"{show(path)} {why}, and no layer can say that", hint="remove it there")
 
     # -- one name --------------------------------------------------------------------------
 
@@ -160,6 +207,8 @@ class _Capture:
         children = _children(place.node)
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFCHR and status.st_rdev == 0:
+            if not self._is_upper:
+                self._refuse(path, "is a device 0:0, which overlayfs takes for a whiteout")
             children.pop(name, None)
             return None
         if is_reserved(name):
@@ -350,7 +399,7 @@ class _Capture:
                 content += more
             if len(content) != size:
                 self._changed(path)
-            return self._transaction.stage(content), None
+            return self._contents.stage(content), None
         extents: Extents | None = None
         if size >= sparse.SPARSE_HOLES:
             found = canonical_extents(fd, size)
@@ -358,7 +407,7 @@ class _Capture:
                 extents = found
                 holes = size - sum(length for _, length in found)
                 self._warn(f"{show(path)} is sparse: {holes} of its {size} bytes are zeros")
-        with self._transaction.writer(extents, size) as writer:
+        with self._contents.writer(extents, size) as writer:
             for offset, length in ((0, size),) if extents is None else extents:
                 for start in range(offset, offset + length, CHUNK):
                     chunk = os.pread(fd, min(CHUNK, offset + length - start), start)
@@ -370,15 +419,24 @@ class _Capture:
     # -- xattrs ----------------------------------------------------------------------------
 
     def _xattrs(self, fd: int) -> dict[bytes, bytes]:
-        return {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}
+        found = {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}
+        return self._without_foreign_marks(found)
 
     def _raw_xattrs(self, dir_fd: int, name: bytes) -> dict[bytes, bytes]:
         """Through the directory's descriptor: a device or fifo is never opened."""
         path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
-        return {
+        found = {
             os.fsencode(xattr): os.getxattr(path, xattr, follow_symlinks=False)
             for xattr in os.listxattr(path, follow_symlinks=False)
         }
+        return self._without_foreign_marks(found)
+
+    def _without_foreign_marks(self, found: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """A plain directory may once have been some other overlay's: an archive's rule holds."""
+        if self._is_upper:
+            return found
+        marks = (TRUSTED_OVERLAY, USER_OVERLAY)
+        return {name: value for name, value in found.items() if not name.startswith(marks)}
 
 
 _KINDS = {

@@ -66,6 +66,10 @@ class Context:
                 hint="paths are relative to the folder of the spec; ignore may hide a file",
             ) from None
 
+    def check(self, path: bytes) -> None:
+        """Raises BuildError unless the path is there and in the folder."""
+        os.close(self.open(path, os.O_PATH))
+
     def read(self, path: bytes) -> bytes:
         fd = self.open(path)
         with os.fdopen(fd, "rb") as file:
@@ -73,7 +77,7 @@ class Context:
 
     def select(self, source: Source) -> list[ContextFile]:
         """What a source stands for, parents first, siblings bytewise. Raises BuildError."""
-        top = self._look(source.path)
+        top = self.look(source.path)
         if top.kind is not Kind.DIRECTORY:
             if source.contents:
                 raise BuildError(
@@ -83,7 +87,20 @@ class Context:
             return [top]
         return [top, *self._walk(source.path, b"")]
 
-    def _look(self, path: bytes) -> ContextFile:
+    def below(self, path: bytes) -> list[ContextFile]:
+        """A path of the folder with all that is in it."""
+        return self.select(Source(path))
+
+    def real_path(self, path: bytes) -> Path:
+        """Where a path of the folder is on the host, once every symlink is followed."""
+        fd = self.open(path, os.O_PATH)
+        try:
+            return Path(os.readlink(f"/proc/self/fd/{fd}"))
+        finally:
+            os.close(fd)
+
+    def look(self, path: bytes) -> ContextFile:
+        """What is at a path of the folder; a symlink is not followed."""
         fd = self.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             status = os.fstat(fd)

@@ -22,6 +22,22 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 REF_NAME = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME = "io.containerd.image.name"
+
+CONFIG_TYPES = frozenset((CONFIG_TYPE, "application/vnd.docker.container.image.v1+json"))
+MANIFEST_TYPES = frozenset((MANIFEST_TYPE, DOCKER_MANIFEST_TYPE))
+INDEX_TYPES = frozenset((INDEX_TYPE, DOCKER_INDEX_TYPE))
+LAYER_TYPES = frozenset(
+    base + suffix
+    for base, suffixes in (
+        (LAYER_TYPE, ("", "+gzip", "+zstd")),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", ("", "+gzip", "+zstd")),
+        ("application/vnd.docker.image.rootfs.diff.tar", ("", ".gzip", ".zstd")),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar", ("", ".gzip")),
+    )
+    for suffix in suffixes
+)
+"""Layers that are tars. How one is compressed its first bytes tell: media types have lied."""
 
 MAX_DOCUMENT = 8 << 20
 """Bytes of a config or manifest that are read; registries allow 4 MiB."""
@@ -232,16 +248,19 @@ def emit_config(
     *,
     platform: Platform,
     diff_ids: Sequence[DiffID],
-    run: RunConfig,
+    run: Json,
     created: str,
     history: Sequence[Json],
 ) -> bytes:
-    """An image's config: the same arguments, the same bytes, hence the same image id."""
+    """An image's config: the same arguments, the same bytes, hence the same image id.
+
+    ``run`` is the ``config`` object; see ``run_config_json``.
+    """
     return emit_json(
         {
             "created": created,
             **platform_json(platform),
-            "config": run_config_json(run),
+            "config": run,
             "rootfs": {"type": "layers", "diff_ids": [str(diff_id) for diff_id in diff_ids]},
             "history": list(history),
         }
@@ -257,6 +276,27 @@ def emit_manifest(manifest: Manifest) -> bytes:
             "layers": [layer.to_json() for layer in manifest.layers],
         }
     )
+
+
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+ARCHIVE_MANIFEST_FILE = "manifest.json"
+
+
+def blob_name(digest: Digest) -> str:
+    """Where an image layout keeps a blob (image-layout.md)."""
+    return f"blobs/sha256/{digest.hex}"
+
+
+def emit_layout() -> bytes:
+    return emit_json({"imageLayoutVersion": "1.0.0"})
+
+
+def check_layout(raw: bytes, *, where: str) -> None:
+    """Raises OciError unless it is the ``oci-layout`` file of a version that is known."""
+    version = _Reader(load_json(raw, where=where), where).need("imageLayoutVersion", str)
+    if version != "1.0.0":
+        raise OciError(f"{where}: the version {version!r} of the image layout is unknown")
 
 
 def emit_index(manifests: Sequence[Descriptor]) -> bytes:
@@ -321,6 +361,15 @@ class ArchiveImage:
     config: str
     tags: tuple[str, ...]
     layers: tuple[str, ...]
+
+
+def emit_archive_manifest(images: Sequence[ArchiveImage]) -> bytes:
+    return emit_json(
+        [
+            {"Config": image.config, "RepoTags": list(image.tags), "Layers": list(image.layers)}
+            for image in images
+        ]
+    )
 
 
 def parse_archive_manifest(raw: bytes, *, where: str) -> tuple[ArchiveImage, ...]:

@@ -15,6 +15,7 @@
         upper/ work/                 its writable layer
         state/                       the launcher's: state, lock, log, stubs
     names/<name>                   symlink to a container's id; O_EXCL makes the name unique
+    mounts/<id>                    ROOT until unmounted or rebooted. A view of an image on the host
     cache/<step key>               a build step's record. Weak: keeps nothing alive
     trees/<key>/                   a lower directory of the stacked driver (store.trees).
                                    Derived; files are hard links or clones of objects
@@ -49,7 +50,7 @@ RESERVED_OBJECT_FOLDER = ".layerstore"
 BALLAST_BYTES = 4 << 20
 
 DIRECTORIES = (
-    "layers", "images", "refs", "containers", "names", "cache", "trees",
+    "layers", "images", "refs", "containers", "names", "mounts", "cache", "trees",
     "leases", "tmp", "trash", "quarantine", "derived",
 )  # fmt: skip
 
