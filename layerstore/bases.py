@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from layerstore import debianbase, hostbase
 from layerstore.archive import stage_archive
 from layerstore.cachekey import Recipe, framed
 from layerstore.errors import BuildError, NotFoundError
@@ -23,6 +22,8 @@ from layerstore.formats.oci import Json, load_json
 from layerstore.formats.streams import CHUNK, Limits, decompressed
 from layerstore.formats.tree import Node, Tree
 from layerstore.formats.xattrs import TRUSTED_OVERLAY
+from layerstore.host import debian
+from layerstore.host import pieces as host_pieces
 from layerstore.names import DiffID, Digest, Platform
 from layerstore.snapshot import capture
 from layerstore.sources import Context, fingerprint
@@ -122,7 +123,7 @@ def _one_layer(
 
 
 def _host(shop: Workshop, pieces: tuple[str, ...]) -> BaseImage:
-    found = hostbase.collect(pieces)
+    found = host_pieces.collect(pieces)
     for warning in found.warnings:
         shop.sink(Warning_(warning, "from: host"))
     title = f"from host: {' '.join(pieces)}"
@@ -146,7 +147,7 @@ def _host(shop: Workshop, pieces: tuple[str, ...]) -> BaseImage:
     return _one_layer(shop, stored.diff_id, title, config)
 
 
-def _store_host(shop: Workshop, found: hostbase.HostBase) -> Stored:
+def _store_host(shop: Workshop, found: host_pieces.HostBase) -> Stored:
     editor = Tree().edit()
     mtime_ns = shop.epoch * NANOSECOND
     editor.root.mtime_ns = mtime_ns
@@ -249,7 +250,7 @@ def _debian(shop: Workshop, base: DebianBase) -> BaseImage:
     if (known := _remembered(shop, recipe)) is not None:
         return _one_layer(shop, known, title)
     began = time.monotonic()
-    made = debianbase.bootstrap(
+    made = debian.bootstrap(
         base.suite,
         packages=base.packages,
         variant=base.variant,

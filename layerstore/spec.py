@@ -1,8 +1,8 @@
 """YAML bytes → ImageSpec. Pure: nothing is read but the bytes; every mistake has its position.
 
-The whole door of the spec: the values that it is made of are found here too. ``spec_model`` holds
-them, ``spec_yaml`` the text with its positions, ``spec_read`` readers for single values,
-``spec_steps`` the schema of the steps; this module the schema of everything else.
+The whole door of the spec: the values that it is made of are found here too. ``speclang`` holds
+them (``model``), the text with its positions (``document``), readers for single values (``fields``)
+and the schema of the steps (``steps``); this module the schema of everything else.
 """
 
 from __future__ import annotations
@@ -14,8 +14,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from layerstore import spec_read as read
-from layerstore.spec_model import (
+from layerstore.speclang import fields as read
+from layerstore.speclang.document import (
+    Diagnostic,
+    Document,
+    Listing,
+    Node,
+    Scalar,
+    Span,
+    SpecError,
+    Table,
+    is_clean,
+    kind_of,
+    load,
+    quote,
+)
+from layerstore.speclang.fields import Fields, Reader, below
+from layerstore.speclang.model import (
     KEEP,
     NORMAL,
     ROOT,
@@ -63,22 +78,7 @@ from layerstore.spec_model import (
     UseStep,
     WriteStep,
 )
-from layerstore.spec_read import Fields, Reader, below
-from layerstore.spec_steps import Scope, read_steps
-from layerstore.spec_yaml import (
-    Diagnostic,
-    Document,
-    Listing,
-    Node,
-    Scalar,
-    Span,
-    SpecError,
-    Table,
-    is_clean,
-    kind_of,
-    load,
-    quote,
-)
+from layerstore.speclang.steps import Scope, read_steps
 
 __all__ = [
     "KEEP", "NORMAL", "ROOT", "ArchiveBase", "AttrsStep", "Base", "BindMount", "CacheMount",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layerstore import spec_yaml
 from layerstore.spec import SpecError, parse
+from layerstore.speclang import document
 
 FOLDER = Path(__file__).parent / "spec"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -26,7 +26,7 @@ def messages(name: str) -> str:
 def test_a_wrong_spec_gets_these_messages_from_either_parser_of_pyyaml(
     name: str, parser: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spec_yaml, "_LOADER", parser)
+    monkeypatch.setattr(document, "_LOADER", parser)
     assert messages(name) == (FOLDER / f"{name}.txt").read_text()
 
 

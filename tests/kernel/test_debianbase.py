@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from abilities import needs_root, needs_tool
 
-from layerstore.debianbase import bootstrap
 from layerstore.errors import HostError, LayerstoreError, UsageError
 from layerstore.events import Event, Note
+from layerstore.host.debian import bootstrap
 
 
 @needs_root

@@ -12,7 +12,7 @@ import pytest
 from abilities import needs_root, needs_tool
 
 from layerstore.errors import HostError
-from layerstore.hostbase import HostBase, collect, owning_packages, verify
+from layerstore.host.pieces import HostBase, collect, owning_packages, verify
 
 pytestmark = needs_root
 DEBIAN = os.path.exists("/var/lib/dpkg/info/coreutils.list")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fake_elf import fake_elf, library, link, loader, merged_host, program, put
 
-from layerstore.closure import HostTree, Libraries
 from layerstore.errors import HostError, UsageError
 from layerstore.formats import ldcache
-from layerstore.hostbase import HostBase, collect, owning_packages
+from layerstore.host.closure import HostTree, Libraries
+from layerstore.host.pieces import HostBase, collect, owning_packages
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerstore import spec_yaml
 from layerstore.spec import SpecError, parse
+from layerstore.speclang import document
 
 GOLDEN = Path(__file__).parents[1] / "golden/spec"
 PAGE = Path(__file__).parents[2] / "docs/spec.md"
@@ -40,7 +40,7 @@ def check(raw: bytes) -> None:
         parse(raw, filename="spec.yaml")
     except SpecError as error:
         assert error.diagnostics
-        lines = spec_yaml._BREAK.split(raw.decode(errors="replace").removeprefix("\ufeff"))
+        lines = document._BREAK.split(raw.decode(errors="replace").removeprefix("\ufeff"))
         for found in error.diagnostics:
             assert found.line <= len(lines)
             assert found.line == 0 or found.column <= len(lines[found.line - 1]) + 1
@@ -51,12 +51,12 @@ def check(raw: bytes) -> None:
 @settings(max_examples=150, deadline=None)
 @given(raw=mutated())
 def test_a_mutated_spec_is_a_spec_or_a_spec_error(parser: str, raw: bytes) -> None:
-    before = spec_yaml._LOADER
-    spec_yaml._LOADER = getattr(yaml, parser, yaml.SafeLoader)
+    before = document._LOADER
+    document._LOADER = getattr(yaml, parser, yaml.SafeLoader)
     try:
         check(raw)
     finally:
-        spec_yaml._LOADER = before
+        document._LOADER = before
 
 
 @settings(max_examples=200, deadline=None)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from layerstore import spec, spec_steps
+from layerstore import spec
+from layerstore.speclang import steps as spec_steps
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/spec.md").read_text()

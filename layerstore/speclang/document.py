@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import yaml
 
 from layerstore.errors import UsageError
-from layerstore.spec_model import Position
+from layerstore.speclang.model import Position
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000

@@ -14,8 +14,17 @@ from functools import partial
 from typing import TypeVar
 
 from layerstore.names import Digest, ImageRef, MalformedName
-from layerstore.spec_model import ROOT, Command, Mode, Owner, Pairs
-from layerstore.spec_yaml import Document, Listing, Node, Scalar, Span, Table, kind_of, quote
+from layerstore.speclang.document import (
+    Document,
+    Listing,
+    Node,
+    Scalar,
+    Span,
+    Table,
+    kind_of,
+    quote,
+)
+from layerstore.speclang.model import ROOT, Command, Mode, Owner, Pairs
 
 T = TypeVar("T")
 D = TypeVar("D")

@@ -8,8 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from layerstore import spec_read as read
-from layerstore.spec_model import (
+from layerstore.speclang import fields as read
+from layerstore.speclang.document import Document, Listing, Node, Scalar, Table, quote
+from layerstore.speclang.fields import Fields, Reader, below
+from layerstore.speclang.model import (
     KEEP,
     NORMAL,
     ROOT,
@@ -36,8 +38,6 @@ from layerstore.spec_model import (
     UseStep,
     WriteStep,
 )
-from layerstore.spec_read import Fields, Reader, below
-from layerstore.spec_yaml import Document, Listing, Node, Scalar, Table, quote
 
 STEP_KEYS = ("name", "layer")
 RUN_KEYS = ("env", "mounts", "network", "user", "workdir")

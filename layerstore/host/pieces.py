@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from layerstore.closure import HostTree
 from layerstore.errors import HostError, UsageError
-from layerstore.gather import PATH, Gatherer, HostFile
+from layerstore.host.closure import HostTree
+from layerstore.host.gather import PATH, Gatherer, HostFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Files of a host on their way into a base: each with what it needs, and the skeleton around them.
 
 Knows programs, scripts, directories and Python interpreters; what a piece of a base is called and
-where it lies, ``hostbase`` knows. Reads the host only, and executes nothing.
+where it lies, ``host.pieces`` knows. Reads the host only, and executes nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from layerstore.closure import Closure, HostTree, Libraries, Missing, musl_path_file
 from layerstore.errors import FormatError, HostError, UsageError
 from layerstore.formats import elf, ldcache
+from layerstore.host.closure import Closure, HostTree, Libraries, Missing, musl_path_file
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATH_DIRECTORIES = tuple(PATH.encode().split(b":"))
