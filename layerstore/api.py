@@ -149,7 +149,9 @@ class Layerstore:
     def _build_options(
         self, tag: ImageRef | None, stage: str | None, use_cache: bool
     ) -> BuildOptions:
-        return BuildOptions(tag, stage, use_cache, self.settings.source_date_epoch)
+        return BuildOptions(
+            tag, stage, use_cache, self.settings.driver, self.settings.source_date_epoch
+        )
 
     def import_root(self, source: Path, ref: ImageRef) -> ImageID:
         """A root filesystem, a tar in any compression or a directory, as an image of one layer."""
@@ -371,10 +373,11 @@ class Layerstore:
         where = target.absolute() if target is not None else self._new_mount_point(image)
         if not where.is_dir():
             raise NotFoundError(f"there is no directory {where}", hint="create it first")
+        driver = rootfs.choose(self.store, self.settings.driver)
         record = mounted.record(self.store.layout, where, name, image.diff_ids)
         try:
-            mounts.mount_overlay(rootfs.overlay(self.store, image.diff_ids).replace(read_only=True),
-                                 where)  # fmt: skip
+            root = rootfs.overlay(self.store, image.diff_ids, driver=driver)
+            mounts.mount_overlay(root.replace(read_only=True), where)
         except BaseException:
             mounted.forget(self.store.layout, record)
             raise

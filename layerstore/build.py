@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerstore import plan as planning
+from layerstore import rootfs
 from layerstore.bases import BaseImage, Workshop, resolve
 from layerstore.buildrun import Container, run_step
 from layerstore.cachekey import Recipe
@@ -55,6 +56,7 @@ class BuildOptions:
     stage: str | None = None
     """The stage to end with, instead of the last."""
     use_cache: bool = True
+    driver: str = rootfs.AUTO
     epoch: int | None = None
     """SOURCE_DATE_EPOCH: what is made gets this time, what is later is clamped to it."""
 
@@ -387,10 +389,7 @@ class _Builder:
         if not isinstance(step, RunStep):
             return edit(step, before, self._materials())
         self._publish()
-        container = Container(
-            self._store, self._transaction, self._context, tuple(progress.step_layers),
-            tuple(progress.config.get("Env") or ()), self._sink, stage.name, index,
-        )  # fmt: skip
+        container = self._container(stage, index, progress)
         times = Times(made_at=self._epoch, latest=self._options.epoch)
         return run_step(container, step, before, times)
 
@@ -458,7 +457,8 @@ class _Builder:
                 labels[label.name] = label.value
             else:
                 self._publish()
-                labels[label.name] = self._container(stage).output_of(label.value)
+                container = self._container(stage, len(stage.steps), progress)
+                labels[label.name] = container.output_of(label.value)
         return emit_config(
             platform=self._platform,
             diff_ids=progress.image_layers,
@@ -467,19 +467,26 @@ class _Builder:
             history=progress.history,
         )
 
-    def _container(self, stage: Stage) -> Container:
-        progress = self._stages[stage.name]
+    def _container(self, stage: Stage, index: int, progress: _Progress) -> Container:
         return Container(
-            self._store, self._transaction, self._context, tuple(progress.step_layers),
-            tuple(progress.config.get("Env") or ()), self._sink, stage.name, len(stage.steps),
-        )  # fmt: skip
+            store=self._store,
+            transaction=self._transaction,
+            context=self._context,
+            diff_ids=tuple(progress.step_layers),
+            tree=self._tree(progress),
+            driver=rootfs.choose(self._store, self._options.driver),
+            base_env=tuple(progress.config.get("Env") or ()),
+            sink=self._sink,
+            stage=stage.name,
+            index=index,
+        )
 
     def check(self, stage: Stage, config: bytes) -> None:
         """The stage's tests pass. Raises BuildError at the first that fails."""
         if stage.tests:
             progress = self._stages[stage.name]
-            tested(stage, self._tree(progress), progress.image_layers, self._store,
-                   self._container(stage))  # fmt: skip
+            container = self._container(stage, len(stage.steps), progress)
+            tested(stage, container.tree, progress.image_layers, self._store, container)
             self._tell(Note(f"{len(stage.tests)} tests of the stage {stage.name} pass"))
 
 

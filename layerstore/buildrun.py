@@ -33,6 +33,9 @@ class Container:
     context: Context
     diff_ids: tuple[DiffID, ...]
     """Published layers, bottom first."""
+    tree: Tree
+    """What these layers show."""
+    driver: str
     base_env: tuple[str, ...]
     sink: Sink
     stage: str
@@ -140,9 +143,11 @@ def _plan(
         root=rootfs.overlay(
             container.store,
             container.diff_ids,
+            driver=container.driver,
             upper=place.upper,
             work=place.work,
             volatile=True,
+            tree=container.tree,
         ),
         binds=_binds(container, step),
         tmpfs=tuple(

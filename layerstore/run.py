@@ -65,6 +65,7 @@ class RunOptions:
     cap_drop: tuple[str, ...] = ()
     no_new_privs: bool = True
     read_only: bool = False
+    driver: str = rootfs.AUTO
     remove: bool = False
     interactive: bool = False
     terminal: bool = False
@@ -120,7 +121,9 @@ def create(store: Store, options: RunOptions) -> tuple[Container, LaunchPlan]:
     argv = _argv(options, image)
     with store.transaction() as transaction:
         transaction.lease([image.image_id, *image.diff_ids])
-        rootfs.overlay(store, image.diff_ids)  # its directories are there before the record is
+        driver = rootfs.choose(store, options.driver)
+        # What it mounts is there before the record is.
+        rootfs.overlay(store, image.diff_ids, driver=driver)
         container_id = new_id()
         container = Container(
             container_id=container_id,
@@ -130,7 +133,7 @@ def create(store: Store, options: RunOptions) -> tuple[Container, LaunchPlan]:
             diff_ids=image.diff_ids,
             created=timestamp(),
             argv=argv,
-            driver=rootfs.STACKED,
+            driver=driver,
             xattr_prefix=rootfs.xattr_prefix().decode(),
             ephemeral=options.remove,
         )
@@ -175,6 +178,7 @@ def _plan(
         root=rootfs.overlay(
             store,
             container.diff_ids,
+            driver=container.driver,
             upper=folder / "upper",
             work=folder / "work",
             volatile=container.ephemeral,

@@ -19,6 +19,8 @@
     cache/<step key>               a build step's record. Weak: keeps nothing alive
     trees/<key>/                   a lower directory of the stacked driver (store.trees).
                                    Derived; files are hard links or clones of objects
+    composed/<chain id>.…          merged EROFS images of the composed driver (store.composed).
+                                   Derived
     leases/<txid>                  a running transaction's digests. ROOT while its flock is held
     tmp/<txid>/                    staging of one transaction
     trash/                         unreferenced, waiting for unlink
@@ -50,7 +52,7 @@ RESERVED_OBJECT_FOLDER = ".layerstore"
 BALLAST_BYTES = 4 << 20
 
 DIRECTORIES = (
-    "layers", "images", "refs", "containers", "names", "mounts", "cache", "trees",
+    "layers", "images", "refs", "containers", "names", "mounts", "cache", "trees", "composed",
     "leases", "tmp", "trash", "quarantine", "derived",
 )  # fmt: skip
 
@@ -107,6 +109,14 @@ def quote_name(name: str) -> str:
 
 def unquote_name(component: str) -> str:
     return unquote(component)
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def is_digits(name: str) -> bool:
+    """Whether a file has the name that a digest gives: 64 hex digits."""
+    return len(name) == 64 and _HEX.issuperset(name)
 
 
 def emit_format() -> bytes:
