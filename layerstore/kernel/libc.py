@@ -7,11 +7,10 @@ CPython) or ``None`` (NULL). Writable memory is an ``array.array``; pass ``addre
 
 from __future__ import annotations
 
+import _ctypes
 import os
 from array import array
 from typing import Any
-
-import _ctypes
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000

@@ -1,0 +1,230 @@
+"""What is known of a container after its launcher is gone, in files of its state directory.
+
+``state.json``  what was last true: replaced by rename
+``lock``        held exclusively (flock) by the supervisor for the container's life
+``stubs``       what the launcher created in the root, written before it is created
+
+The lock decides: a state that says running, with a free lock, is a supervisor that was killed.
+"""
+
+from __future__ import annotations
+
+import _json
+import fcntl
+import os
+import time
+
+from layerstore.errors import ConflictError
+from layerstore.kernel.cgroups import Cgroup
+from layerstore.kernel.process import SIGKILL, boot_id, start_time
+from layerstore.kernel.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LOCK_PATIENCE_S = 0.2
+
+
+class State(Value):
+    """A container's life. Times are nanoseconds since the epoch."""
+
+    status: str = "created"
+    """``created``, ``running`` or ``exited``."""
+    boot_id: str = ""
+    pid: int | None = None
+    pid_started: int | None = None
+    """The pid's start in ticks since boot: both together name a process."""
+    exit_code: int | None = None
+    """None while it runs, and where nobody was there to see it end."""
+    oom_killed: bool = False
+    created_ns: int = 0
+    started_ns: int | None = None
+    finished_ns: int | None = None
+    cgroups: tuple[str, ...] = ()
+    """Directories that ``cleanup_leftovers`` removes."""
+    is_supervised: bool = False
+    """Not recorded: whether the supervisor holds its lock."""
+
+
+def read_state(state_dir: Path) -> State:
+    """What is true now, whatever was recorded before a kill or a reboot."""
+    if _is_locked(state_dir):
+        recorded = _recorded(state_dir)
+        return recorded.replace(is_supervised=recorded.status != "exited")
+    return _truth(_recorded(state_dir))
+
+
+def _truth(recorded: State) -> State:
+    """What a state means while nobody holds the lock."""
+    if recorded.status == "exited" or not recorded.boot_id:
+        return recorded
+    if recorded.boot_id != boot_id():
+        return recorded.replace(status="exited", pid=None, cgroups=())
+    if recorded.pid is not None and start_time(recorded.pid) == recorded.pid_started:
+        return recorded
+    return recorded.replace(status="exited", pid=None)
+
+
+def write_state(state_dir: Path, state: State) -> None:
+    """Readers see the old state or this one, never a part."""
+    pairs = [
+        f"{_quoted(name)}: {_value(getattr(state, name))}"
+        for name in State._fields
+        if name != "is_supervised"
+    ]
+    directory = os.fspath(state_dir)
+    fd = os.open(
+        directory + "/state.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+    )
+    try:
+        os.write(fd, ("{" + ", ".join(pairs) + "}\n").encode())
+    finally:
+        os.close(fd)
+    os.replace(directory + "/state.json.tmp", directory + "/state.json")
+
+
+def cleanup_leftovers(state_dir: Path) -> State:
+    """The truth, once what a killed supervisor left is gone. ConflictError if one is alive."""
+    lock = acquire_lock(state_dir)
+    try:
+        return clear_locked(state_dir)
+    finally:
+        os.close(lock)
+
+
+def clear_locked(state_dir: Path) -> State:
+    """As cleanup_leftovers, for who holds the lock."""
+    state = _truth(_recorded(state_dir))
+    if state.status != "exited" and state.pid is not None:
+        try:  # noqa: SIM105 - contextlib is slow to import
+            os.kill(state.pid, SIGKILL)  # nobody supervises it, and its start time is the recorded
+        except ProcessLookupError:
+            pass
+    if not state.cgroups:
+        return state
+    Cgroup.of_paths(state.cgroups).remove()
+    cleared = state.replace(status="exited", pid=None, cgroups=())
+    write_state(state_dir, cleared)
+    return cleared
+
+
+def acquire_lock(state_dir: Path) -> int:
+    """The descriptor that holds the container's lock; closing it frees it. Raises ConflictError."""
+    fd = _open_lock(state_dir)
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            # A reader holds it for microseconds; a supervisor for the container's life.
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise ConflictError(
+                    f"the container of {os.fspath(state_dir)} is running", hint="stop it first"
+                ) from None
+            time.sleep(0.005)
+
+
+def _open_lock(state_dir: Path) -> int:
+    return os.open(
+        os.fspath(state_dir) + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
+
+
+def _is_locked(state_dir: Path) -> bool:
+    try:
+        fd = os.open(os.fspath(state_dir) + "/lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+class _Scan:
+    """The settings of ``json``'s C scanner; ``json`` itself costs 8 ms."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+    memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's own, empty between uses
+
+
+def _recorded(state_dir: Path) -> State:
+    """What state.json says; a fresh State if there is none, or a crash left it torn."""
+    try:
+        fd = os.open(os.fspath(state_dir) + "/state.json", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return State()
+    try:
+        text = os.read(fd, 1 << 20).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+    try:
+        fields, _ = _json.make_scanner(_Scan())(text, 0)  # type: ignore[arg-type]
+        fields["cgroups"] = tuple(fields["cgroups"])
+        return State(**fields)
+    except (StopIteration, ValueError, TypeError, KeyError):
+        return State(status="exited")
+
+
+def _quoted(text: str) -> str:
+    return _json.encode_basestring_ascii(text)
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_quoted(str(item)) for item in value) + "]"
+    return str(value) if isinstance(value, int) else _quoted(str(value))
+
+
+class Stub(Value):
+    """A mount point that the launcher created in the root: no change of the container's."""
+
+    path: bytes
+    """Absolute in the root, without symbolic links."""
+    kind: str
+    """``dir`` or ``file`` (empty)."""
+    parent_mtime_ns: int
+    """The parent directory's time of modification before."""
+
+
+def record_stub(stubs_fd: int, stub: Stub) -> None:
+    """The stub is on record; create it now. ``stubs_fd`` appends."""
+    os.write(stubs_fd, b"%s %d %s\0" % (stub.kind.encode(), stub.parent_mtime_ns, stub.path))
+
+
+def open_stubs(state_dir: Path) -> int:
+    """The record, to append to."""
+    return os.open(
+        os.fspath(state_dir) + "/stubs",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+        0o644,
+    )
+
+
+def read_stubs(state_dir: Path) -> list[Stub]:
+    """Every stub that any start of the container recorded, oldest first; some may not exist."""
+    try:
+        with open(os.fspath(state_dir) + "/stubs", "rb") as file:
+            records = file.read().split(b"\0")[:-1]  # what follows the last NUL was not finished
+    except FileNotFoundError:
+        return []
+    stubs = []
+    for record in records:
+        kind, mtime_ns, path = record.split(b" ", 2)
+        stubs.append(Stub(path=path, kind=kind.decode(), parent_mtime_ns=int(mtime_ns)))
+    return stubs
