@@ -13,15 +13,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from layerstore.errors import HostError, LayerstoreError, UsageError
+from layerstore.errors import FormatError, HostError, LayerstoreError, UsageError
 from layerstore.formats import erofs
 from layerstore.formats.entries import NANOSECOND, Entry, Kind
 from layerstore.formats.tree import Node, Tree
 from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY
 from layerstore.kernel.mounts import OverlayMount, mount_overlay
-from layerstore.kernel.namespaces import in_private_mounts
+from layerstore.kernel.namespaces import IdMaps, IdRange, in_private_mounts, plan_id_maps
 from layerstore.kernel.process import boot_id
 from layerstore.names import DiffID, Digest
+from layerstore.snapshot import SAME_IDS, Ids
 from layerstore.store.composed import composed
 from layerstore.store.store import Store
 from layerstore.store.trees import lower_directories
@@ -83,6 +84,42 @@ def overlay(
 def xattr_prefix() -> bytes:
     """The namespace of overlayfs' marks in the upper directories that this process mounts."""
     return TRUSTED_OVERLAY if os.geteuid() == 0 else USER_OVERLAY
+
+
+def ids() -> Ids:
+    """How the ids in the upper directories of this process's containers are to be read."""
+    if os.geteuid() == 0:
+        return SAME_IDS
+    return _RootlessIds(plan_id_maps(os.geteuid(), os.getegid()))
+
+
+class _RootlessIds:
+    """A user's own files are root's inside, or whoever's they are in the image.
+
+    A plain user cannot write lower directories that belong to others, so inside the container all
+    files of the image belong to root: what is copied up has not changed its owner.
+    """
+
+    def __init__(self, maps: IdMaps) -> None:
+        self._maps = maps
+
+    def owner(self, uid: int, gid: int, parent: Node | None) -> tuple[int, int]:
+        own_uid = parent.uid if parent is not None and uid == os.geteuid() else None
+        own_gid = parent.gid if parent is not None and gid == os.getegid() else None
+        return (
+            own_uid if own_uid is not None else _inside(self._maps.uids, uid),
+            own_gid if own_gid is not None else _inside(self._maps.gids, gid),
+        )
+
+    def uid(self, uid: int) -> int:
+        return _inside(self._maps.uids, uid)
+
+
+def _inside(ranges: tuple[IdRange, ...], outside: int) -> int:
+    for known in ranges:
+        if known.outside <= outside < known.outside + known.count:
+            return known.inside + outside - known.outside
+    raise FormatError(f"the id {outside} on disk has no name in the container")
 
 
 # -- the root's own attributes ------------------------------------------------------------------

@@ -292,6 +292,7 @@ def changed_entries(
         xattr_prefix=container.xattr_prefix.encode(),
         stubs={stub.path.strip(b"/") for stub in read_stubs(folder / "state")},
         times=times,
+        ids=rootfs.ids(),
     )
     return parent, diff(parent, tree)
 

@@ -14,13 +14,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn, Protocol, Self
 
 from layerstore.errors import ConflictError, FormatError
 from layerstore.formats import sparse
 from layerstore.formats.changes import floor_to_seconds
-from layerstore.formats.entries import NANOSECOND, Extents, Kind
+from layerstore.formats.entries import NANOSECOND, Extents, Kind, Xattrs
 from layerstore.formats.streams import CHUNK
 from layerstore.formats.tree import RESERVED_NAME, Node, Tree, show
 from layerstore.formats.whiteout import is_reserved
@@ -59,15 +59,27 @@ class Times:
 AS_THEY_ARE = Times()
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """The container's ids of the ids on disk. An id without one is an error, never "nobody"."""
+class Ids(Protocol):
+    """From the ids on disk to the container's. ``parent`` is what the image has at that place.
 
-    uid: Callable[[int], int] = field(default=lambda uid: uid)
-    gid: Callable[[int], int] = field(default=lambda gid: gid)
+    An id that has no name in the container is an error, never "nobody".
+    """
+
+    def owner(self, uid: int, gid: int, parent: Node | None) -> tuple[int, int]: ...
+    def uid(self, uid: int) -> int: ...
 
 
-SAME_IDS = Ids()
+class SameIds:
+    """The container's ids are those on disk."""
+
+    def owner(self, uid: int, gid: int, parent: Node | None) -> tuple[int, int]:
+        return uid, gid
+
+    def uid(self, uid: int) -> int:
+        return uid
+
+
+SAME_IDS = SameIds()
 
 
 class ObjectSink(Protocol):
@@ -122,6 +134,8 @@ class _Place:
     low: Node | None
     node: Node
     names: list[bytes]
+    has_marked_whiteouts: bool = False
+    """Whiteouts may be files with an xattr here (overlayfs.rst, "Whiteouts")."""
 
 
 def capture(
@@ -170,8 +184,10 @@ class _Capture:
     def run(self, upper: str | os.PathLike[str]) -> Tree:
         fd = os.open(upper, _DIRECTORY)
         low = self._parent.root
-        root = self._directory_node(fd, low, self._xattrs(fd), low)
-        stack = [_Place(b"", fd, low, root, self._names(fd, b""))]
+        xattrs = self._xattrs(fd)
+        root = self._directory_node(fd, b"", low, xattrs, low)
+        is_marked = xattrs.get(self._prefix + b"opaque") == b"x"
+        stack = [_Place(b"", fd, low, root, self._names(fd, b""), is_marked)]
         try:
             while stack:
                 place = stack[-1]
@@ -224,7 +240,8 @@ class _Capture:
             children.pop(name, None)
             return None
         xattrs = self._raw_xattrs(place.fd, name)
-        if kind == stat.S_IFREG and status.st_size == 0 and self._prefix + b"whiteout" in xattrs:
+        is_marked = place.has_marked_whiteouts and self._prefix + b"whiteout" in xattrs
+        if is_marked and kind == stat.S_IFREG and status.st_size == 0:
             children.pop(name, None)
             return None
         children[name] = self._leaf(place, name, path, status, xattrs)
@@ -254,9 +271,10 @@ class _Capture:
             same_place = _children(place.node).get(name)
             if same_place is not None and same_place.kind is not Kind.DIRECTORY:
                 same_place = None
-            node = self._directory_node(fd, low, xattrs, same_place)
+            node = self._directory_node(fd, path, low, xattrs, same_place)
             _children(place.node)[name] = node
-            return _Place(path, fd, low, node, self._names(fd, path))
+            is_marked = xattrs.get(self._prefix + b"opaque") == b"x"
+            return _Place(path, fd, low, node, self._names(fd, path), is_marked)
         except BaseException:
             os.close(fd)
             raise
@@ -279,16 +297,21 @@ class _Capture:
         return found
 
     def _directory_node(
-        self, fd: int, low: Node | None, xattrs: dict[bytes, bytes], same_place: Node | None
+        self,
+        fd: int,
+        path: bytes,
+        low: Node | None,
+        xattrs: dict[bytes, bytes],
+        same_place: Node | None,
     ) -> Node:
         status = os.fstat(fd)
+        owner = self._ids.owner(status.st_uid, status.st_gid, low or same_place)
         node = Node(
             Kind.DIRECTORY,
             stat.S_IMODE(status.st_mode),
-            self._ids.uid(status.st_uid),
-            self._ids.gid(status.st_gid),
+            *owner,
             status.st_mtime_ns,
-            xattrs=emitted_xattrs(xattrs, overlay_prefix=self._prefix),
+            xattrs=self._emitted(xattrs, path),
         )
         if same_place is None or node.mtime_ns != same_place.mtime_ns:
             node.mtime_ns = self._times.of(node.mtime_ns)
@@ -311,7 +334,7 @@ class _Capture:
             known.linked = True
             return known
         old = _children(place.node).get(name)
-        node = self._bare_node(place, name, status, xattrs)
+        node = self._bare_node(place, name, path, status, xattrs, old)
         if node.kind is Kind.FILE:
             self._fill(node, place, name, path, status, xattrs, old)
         if old is not None and node.same_as(old) and status.st_nlink == 1 and not old.linked:
@@ -323,7 +346,13 @@ class _Capture:
         return node
 
     def _bare_node(
-        self, place: _Place, name: bytes, status: os.stat_result, xattrs: dict[bytes, bytes]
+        self,
+        place: _Place,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        xattrs: dict[bytes, bytes],
+        old: Node | None,
     ) -> Node:
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
         link = b""
@@ -335,12 +364,11 @@ class _Capture:
         return Node(
             kind,
             stat.S_IMODE(status.st_mode),
-            self._ids.uid(status.st_uid),
-            self._ids.gid(status.st_gid),
+            *self._ids.owner(status.st_uid, status.st_gid, old),
             status.st_mtime_ns,
             link=link,
             rdev=rdev,
-            xattrs=emitted_xattrs(xattrs, overlay_prefix=self._prefix),
+            xattrs=self._emitted(xattrs, path),
         )
 
     def _fill(
@@ -417,6 +445,17 @@ class _Capture:
             return writer.finish(), extents
 
     # -- xattrs ----------------------------------------------------------------------------
+
+    def _emitted(self, xattrs: dict[bytes, bytes], path: bytes) -> Xattrs:
+        if not xattrs:
+            return ()
+        found = emitted_xattrs(xattrs, overlay_prefix=self._prefix, uid=self._ids.uid)
+        for name, value in found:
+            if not value:
+                # An empty PAX record means "no such record" (POSIX.1-2017, pax(1)).
+                label = name.decode("utf-8", "backslashreplace")
+                self._warn(f"{show(path)} has the xattr {label} without a value: it is left out")
+        return tuple(pair for pair in found if pair[1])
 
     def _xattrs(self, fd: int) -> dict[bytes, bytes]:
         found = {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}

@@ -51,11 +51,14 @@ def accepted_xattrs(
     return tuple(kept)
 
 
-def emitted_xattrs(found: Mapping[bytes, bytes], *, overlay_prefix: bytes) -> Xattrs:
+def emitted_xattrs(
+    found: Mapping[bytes, bytes], *, overlay_prefix: bytes, uid: Callable[[int], int] = int
+) -> Xattrs:
     """The xattrs of a file in an upper directory that its layer carries, sorted.
 
     Overlayfs' own marks are left out, escaped ones lose one level. ``trusted.*`` is left out: no
-    container without CAP_SYS_ADMIN can see it. The value of a capability is kept as it is.
+    container without CAP_SYS_ADMIN can see it. Empty values are kept: the caller warns of them.
+    ``uid`` gives the container's id of an id on disk.
     """
     kept = []
     escaped = overlay_prefix + b"overlay."
@@ -66,9 +69,20 @@ def emitted_xattrs(found: Mapping[bytes, bytes], *, overlay_prefix: bytes) -> Xa
             name = overlay_prefix + name[len(escaped) :]
         elif name.startswith(b"trusted.") or name in _NEVER:
             continue
-        if value:
-            kept.append((name, value))
+        elif name == b"security.capability":
+            value = _plain_capability(value, uid)
+        kept.append((name, value))
     return tuple(sorted(kept))
+
+
+def _plain_capability(value: bytes, uid: Callable[[int], int]) -> bytes:
+    """Version 2 of a capability that counts for the container's root (capabilities(7)).
+
+    Version 3 names a user namespace by the id of its root, which means nothing on another host.
+    """
+    if len(value) != 24 or value[3] != 3 or uid(int.from_bytes(value[20:], "little")) != 0:
+        return value
+    return value[:3] + b"\x02" + value[4:20]
 
 
 def escaped_name(name: bytes, overlay_prefix: bytes) -> bytes:
