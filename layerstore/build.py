@@ -270,7 +270,7 @@ class _Builder:
         recipe = planning.recipe_of(
             step,
             parent=progress.chain,
-            inputs=self._inputs(step),
+            inputs=self._inputs_of(step),
             environment=progress.config.get("Env") or (),
             platform=self._platform,
             epoch=self._options.epoch,
@@ -352,6 +352,14 @@ class _Builder:
         return self._store.layers.tree(layers)
 
     # -- inputs ----------------------------------------------------------------------------
+
+    def _inputs_of(self, step: Step) -> Inputs:
+        try:
+            return self._inputs(step)
+        except BuildError as error:
+            raise BuildError(
+                f"{step.position}: {step.title}: {error.brief}", hint=error.hint
+            ) from error
 
     def _inputs(self, step: Step) -> Inputs:
         parts: list[tuple[str, str]] = []
