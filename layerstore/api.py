@@ -23,6 +23,7 @@ from layerstore import archive, rootfs
 from layerstore import build as building
 from layerstore import run as running
 from layerstore.archive import Loaded
+from layerstore.archive_save import Form
 from layerstore.build import BuildOptions, Built
 from layerstore.errors import (
     ConflictError,
@@ -34,6 +35,7 @@ from layerstore.errors import (
 )
 from layerstore.events import Sink, ignore
 from layerstore.formats.changes import diff
+from layerstore.formats.compress import Compression
 from layerstore.formats.entries import Entry, Kind
 from layerstore.formats.oci import Json, load_json
 from layerstore.kernel import mounts
@@ -45,9 +47,11 @@ from layerstore.runtime.supervise import Outcome
 from layerstore.settings import Settings
 from layerstore.spec import ImageSpec, parse, splice
 from layerstore.store import fsck, gc, mounted, usage
+from layerstore.store.fsck import Report as FsckReport
 from layerstore.store.gc import GcPlan
 from layerstore.store.images import Image
 from layerstore.store.store import Store, make_ballast
+from layerstore.store.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,12 @@ class Layerstore:
         image = self.store.images.get(built.image_id)
         for output in parsed.outputs:
             archive.save(
-                self.store, image, spec.parent / os.fsdecode(output.path),
-                refs=[built.ref] if built.ref is not None else [], form=output.form,
-                compression="zstd" if output.form == "oci" else "none",
-            )  # fmt: skip
+                self.store,
+                image,
+                spec.parent / os.fsdecode(output.path),
+                refs=[built.ref] if built.ref is not None else [],
+                form="oci" if output.form == "oci" else "docker",
+            )
         return built
 
     def plan(
@@ -169,7 +175,12 @@ class Layerstore:
         return archive.load(self.store, source, name=name, sink=self._sink)
 
     def save(
-        self, name: str, target: Path, *, form: str = "oci", compression: str = "zstd"
+        self,
+        name: str,
+        target: Path,
+        *,
+        form: Form = "oci",
+        compression: Compression | None = None,
     ) -> None:
         """The image as an OCI layout or a docker archive."""
         image = self.store.images.find(name)
@@ -478,7 +489,7 @@ def _moment(ns: int | None) -> str | None:
 
 
 __all__ = [
-    "BuildPlan", "Built", "Change", "ContainerStatus", "GcPlan", "HistoryStep", "HostReport",
-    "ImageSummary", "Json", "Layerstore", "LayerstoreError", "Loaded", "Outcome", "Removal",
-    "RunOptions",
+    "BuildPlan", "Built", "Change", "ContainerStatus", "FsckReport", "GcPlan", "HistoryStep",
+    "HostReport", "ImageSummary", "Json", "Layerstore", "LayerstoreError", "Loaded", "Outcome",
+    "Removal", "RunOptions", "Usage", "probe_host",
 ]  # fmt: skip

@@ -41,10 +41,10 @@ class Workbench:
         path.chmod(mode)
         return path
 
-    def build(self, spec: str, **options: bool) -> Built:
+    def build(self, spec: str, *, use_cache: bool = True) -> Built:
         self.started.clear()
         self.file("spec.yaml", "layerstore: 1\nname: made\n" + textwrap.dedent(spec))
-        return self.store.build(self.folder / "spec.yaml", **options)
+        return self.store.build(self.folder / "spec.yaml", use_cache=use_cache)
 
     def tree(self, name: str = "made") -> Tree:
         image = self.store.store.images.find(name)
