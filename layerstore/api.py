@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from layerstore import archive, rootfs
 from layerstore import build as building
@@ -177,7 +178,7 @@ class Layerstore:
     def save(
         self,
         name: str,
-        target: Path,
+        target: Path | BinaryIO,
         *,
         form: Form = "oci",
         compression: Compression | None = None,
@@ -276,10 +277,12 @@ class Layerstore:
     def _layer(self, text: str) -> DiffID:
         digits = text.removeprefix("sha256:")
         found = [diff_id for diff_id in self.store.layers.all() if diff_id.hex.startswith(digits)]
-        if len(found) != 1 or len(digits) < 4:
+        if len(digits) < 4:
+            raise UsageError(f"{text!r} is too short for a layer", hint="give at least 4 digits")
+        if len(found) != 1:
             raise NotFoundError(
-                f"{text!r} fits {len(found) if len(digits) >= 4 else 'too many'} layers",
-                hint="layerstore inspect IMAGE lists its layers; give enough digits",
+                f"{text!r} fits {len(found)} layers",
+                hint="layerstore inspect IMAGE lists its layers; give as many digits as it takes",
             )
         return found[0]
 
