@@ -20,6 +20,7 @@ from layerstore.formats.entries import Kind
 from layerstore.formats.oci import MAX_DOCUMENT, OciError
 from layerstore.formats.streams import CHUNK, Limits, decompressed
 from layerstore.formats.untar import BLOCK, TarError, TarReader
+from layerstore.kernel.fs import write_all
 
 _MAX_MEMBERS = 100_000
 _MAX_SYMLINKS = 8
@@ -105,12 +106,13 @@ def opened(path: Path, *, spool: Callable[[], Path], limits: Limits) -> Iterator
 
 def _spooled(fd: int, target: Path, limits: Limits, where: str) -> int:
     copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with (
-        open(fd, "rb", buffering=0, closefd=False) as stream,
-        open(copy, "wb", closefd=False) as out,
-    ):
-        for chunk in decompressed(stream, limits=limits, where=where):
-            out.write(chunk)
+    try:
+        with open(fd, "rb", buffering=0, closefd=False) as stream:
+            for chunk in decompressed(stream, limits=limits, where=where):
+                write_all(copy, chunk)
+    except BaseException:
+        os.close(copy)
+        raise
     return copy
 
 

@@ -21,7 +21,6 @@ from layerstore.formats.entries import NANOSECOND, Kind
 from layerstore.formats.oci import Json, load_json
 from layerstore.formats.streams import CHUNK, Limits, decompressed
 from layerstore.formats.tree import Node, Tree
-from layerstore.formats.xattrs import TRUSTED_OVERLAY
 from layerstore.host import debian
 from layerstore.host import pieces as host_pieces
 from layerstore.names import DiffID, Digest, Platform
@@ -189,7 +188,7 @@ def _rootfs(shop: Workshop, path: bytes, digest: Digest | None) -> BaseImage:
             raise BuildError(f"{source} is a directory, which has no sha256",
                              hint="leave out sha256")  # fmt: skip
         began = time.monotonic()
-        tree = capture(source, Tree(), shop.transaction, xattr_prefix=TRUSTED_OVERLAY)
+        tree = capture(source, Tree(), shop.transaction, xattr_prefix=None)
         stored = stage_entries(shop.transaction, diff(Tree(), tree))
         _remember(shop, None, stored, time.monotonic() - began)
         return _one_layer(shop, stored.diff_id, title)
@@ -218,6 +217,7 @@ def stage_tar_file(shop: Workshop, source: Path) -> Stored:
             where=str(source),
             limits=limits,
             warn=lambda text: shop.sink(Warning_(text, str(source))),
+            need_end=True,
         )
 
 
@@ -261,7 +261,7 @@ def _debian(shop: Workshop, base: DebianBase) -> BaseImage:
     )
     shop.sink(Note(f"importing the Debian {base.suite}"))
     if made.is_dir():
-        tree = capture(made, Tree(), shop.transaction, xattr_prefix=TRUSTED_OVERLAY)
+        tree = capture(made, Tree(), shop.transaction, xattr_prefix=None)
         stored = stage_entries(shop.transaction, diff(Tree(), tree))
     else:
         stored = stage_tar_file(shop, made)

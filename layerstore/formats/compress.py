@@ -21,6 +21,8 @@ Compression = Literal["zstd", "gzip", "none"]
 
 _GZIP_LEVEL = 6
 _ZSTD_LEVEL = 3
+_ZSTD_JOB = 4 << 20
+"""What one thread compresses at once; several are in memory. The default takes twice as much."""
 _THREADS = 2
 _BLOCK = 1 << 20
 _WINDOW = 32 << 10
@@ -68,8 +70,10 @@ def _deflate(block: bytes, window: bytes, is_last: bool) -> bytes:
 def _zstd(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
     import zstandard
 
-    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, threads=_THREADS)
-    frame = compressor.compressobj(size=size)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _ZSTD_LEVEL, threads=_THREADS, job_size=_ZSTD_JOB
+    )
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
     for chunk in chunks:
         if packed := frame.compress(chunk):
             yield packed
