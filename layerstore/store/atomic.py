@@ -20,21 +20,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from layerstore.errors import HostError, LayerstoreError
+from layerstore.errors import HostError, LayerstoreError, NotFoundError
 from layerstore.formats import sparse
 from layerstore.formats.entries import Entry, Extents
 from layerstore.formats.entries import emit as emit_entries
 from layerstore.kernel.fs import fsync_path, syncfs, write_all
 from layerstore.names import DiffID, Digest, ImageID, ImageRef
-from layerstore.store import locks
+from layerstore.store import locks, tarsplit
+from layerstore.store.deep import remove_tree
 from layerstore.store.layout import Layout
 from layerstore.store.objects import Objects
+from layerstore.store.quarantine import set_aside, set_aside_trees
 
 _MANY_FOLDERS = 12
 """More touched folders than this are flushed by one syncfs: 256 fsyncs cost 30 ms here, it 4."""
@@ -56,12 +57,64 @@ def told_of_full_disk(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HostError(
-                f"no space left in the store {root}; nothing was changed",
-                hint="remove images with layerstore rmi, run layerstore gc, or use another --root",
-            ) from error
+        if is_full(error):
+            raise _full_disk(root) from error
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it says that a disk or quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _full_disk(root: Path) -> HostError:
+    return HostError(
+        f"no space left in the store {root}; nothing was changed",
+        hint="remove images with layerstore rmi, run layerstore gc, or use another --root",
+    )
+
+
+def _create_locked(folder: Path, name: str, final: Path, content: bytes = b"") -> int:
+    """A locked descriptor of the new file ``final``, complete when it gets that name.
+
+    It is made in ``folder``, which ``Store.recover`` clears of files that nobody has locked: one
+    that was just made is taken for a dead process's once in a while, and made again.
+    """
+    staged = folder / name
+    while True:
+        fd = locks.open_lock(staged)
+        try:
+            if locks.try_lock(fd):
+                write_all(fd, content)
+                os.rename(staged, final)
+                return fd
+            os.close(fd)
+        except FileNotFoundError:
+            os.close(fd)
+        except BaseException:
+            os.close(fd)
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
+            raise
+
+
+def leases(layout: Layout) -> list[set[str]]:
+    """The digests that each running transaction holds.
+
+    Exact while the store lock is held exclusively: nobody adds to a lease then.
+    """
+    found = []
+    folder = layout.folder("leases")
+    for txid in os.listdir(folder):
+        if locks.is_held(folder / txid):
+            with suppress(FileNotFoundError):
+                found.append(set((folder / txid).read_text("ascii", "replace").split()))
+    return found
+
+
+def replace_file(layout: Layout, final: Path, content: bytes) -> None:
+    """``final`` has this content; a reader sees the old one or this. Nothing is flushed."""
+    os.close(_create_locked(layout.folder("tmp"), f"{new_id()}.new", final, content))
 
 
 class Transaction:
@@ -84,7 +137,8 @@ class Transaction:
         self._layers: dict[DiffID, Path] = {}
         self._images: dict[ImageID, Path] = {}
         self._folders: set[str] = set()
-        self._published_something = False
+        self._published: set[ImageID] = set()
+        self._has_failed = False
         self.replaced: list[Digest] = []
         """Objects that were there with a wrong size, and are healed now."""
         self.new_bytes = 0
@@ -93,30 +147,54 @@ class Transaction:
     # -- lease -----------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        with told_of_full_disk(self._layout.root):
-            pending = self._layout.folder("tmp") / f"{self._id}.lease"
-            self._lease = locks.open_lock(pending)
+        layout = self._layout
+        with told_of_full_disk(layout.root):
+            self._lease = _create_locked(
+                layout.folder("tmp"), f"{self._id}.lease", layout.folder("leases") / self._id
+            )
+            self._fds = [self._lease]
             try:
-                locks.try_lock(self._lease)
-                pending.rename(self._layout.folder("leases") / self._id)
                 self._staging.mkdir(0o700)
                 # Opened before anything is written: syncfs reports only what fails after this.
-                self._staging_fd = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY)
+                self._staging_fd = self._open(self._staging)
+                self._objects_fd = self._open(layout.objects)
             except BaseException:
-                os.close(self._lease)
-                with suppress(OSError):
-                    pending.unlink(missing_ok=True)
+                self._end()
                 raise
-        self._objects_fd = os.open(self._layout.objects, os.O_RDONLY | os.O_DIRECTORY)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._staging_fd)
-        os.close(self._objects_fd)
-        shutil.rmtree(self._staging, ignore_errors=True)
-        with suppress(FileNotFoundError):
+    def _open(self, directory: Path) -> int:
+        self._fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        return self._fds[-1]
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._end()
+        if is_full(error):
+            raise _full_disk(self._layout.root) from error
+
+    def _end(self) -> None:
+        # What cannot be removed now is removed when the store is opened next: the lease is dead.
+        with suppress(OSError):
+            remove_tree(self._staging)
+        with suppress(OSError):
             (self._layout.folder("leases") / self._id).unlink()
-        os.close(self._lease)
+        for fd in reversed(self._fds):
+            os.close(fd)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What fails here fails the transaction for good.
+
+        After a failed flush the kernel takes the pages for clean, and the next one "succeeds".
+        """
+        if self._has_failed:
+            raise LayerstoreError("an earlier write of this transaction failed")
+        try:
+            with told_of_full_disk(self._layout.root):
+                yield
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def lease(self, digests: Iterator[Digest] | list[Digest]) -> None:
         """What has these names is alive until the transaction ends, if it is there now.
@@ -125,7 +203,7 @@ class Transaction:
         """
         fresh = [digest for digest in digests if digest not in self._leased]
         if fresh:
-            with locks.publishing(self._layout.root):
+            with self._whole(), locks.publishing(self._layout.root):
                 self._append(fresh)
 
     def _append(self, digests: list[Digest]) -> None:
@@ -150,7 +228,7 @@ class Transaction:
         """Contents that the store lacks are written to staging; hits are leased before that."""
         if not self._batch:
             return
-        with told_of_full_disk(self._layout.root):
+        with self._whole():
             batch, self._batch, self._batch_bytes = self._batch, {}, 0
             with locks.publishing(self._layout.root):
                 self._append(list(batch))
@@ -227,7 +305,7 @@ class Transaction:
             tarsplit.unlink(missing_ok=True)
             return
         folder = self._staging / f"layer-{diff_id.hex}"
-        with told_of_full_disk(self._layout.root):
+        with self._whole():
             folder.mkdir(0o700)
             _write_file(folder / "entries", emit_entries(entries))
             if foreign:
@@ -239,7 +317,7 @@ class Transaction:
         image_id = ImageID.of(config)
         if image_id not in self._images:
             path = self._staging / f"image-{image_id.hex}"
-            with told_of_full_disk(self._layout.root):
+            with self._whole():
                 _write_file(path, config)
             self._images[image_id] = path
         return image_id
@@ -249,14 +327,14 @@ class Transaction:
 
         May be called several times. When it returns, a power cut loses nothing of it.
         """
-        with told_of_full_disk(self._layout.root):
+        with self._whole():
             self._flush_batch()
             if self._staged or self._layers or self._images:
                 syncfs(self._staging_fd)
             self._publish_objects()
             self._publish_records()
-            for ref, image_id in (refs or {}).items():
-                self._write_ref(ref, image_id)
+            if refs:
+                self._write_refs(refs)
 
     def _publish_objects(self) -> None:
         staged, self._staged = self._staged, {}
@@ -267,8 +345,7 @@ class Transaction:
                     if present == size:
                         continue
                     if present is not None:
-                        self._quarantine(self._layout.object(digest))
-                        self.replaced.append(digest)
+                        self._keep_damaged(digest)
                     os.rename(
                         digest.hex,
                         f"{digest[7:9]}/{digest[9:]}",
@@ -289,34 +366,51 @@ class Transaction:
             self.lease(list(layers))
             with locks.publishing(self._layout.root):
                 for diff_id, folder in layers.items():
-                    self._publish_record(folder, self._layout.layer(diff_id))
+                    self._publish_layer(folder, self._layout.layer(diff_id))
             fsync_path(self._layout.folder("layers"))
         if images:
             self.lease(list(images))
             with locks.publishing(self._layout.root):
                 for image_id, path in images.items():
-                    self._publish_record(path, self._layout.image(image_id))
+                    path.rename(self._layout.image(image_id))
             fsync_path(self._layout.folder("images"))
+            self._published.update(images)
 
-    def _publish_record(self, staged: Path, final: Path) -> None:
-        """One rename. A record that is there and reads the same is kept, a damaged one set aside.
-
-        The layer that is there may have another tarsplit for the same tar: the one that is whole.
-        """
+    def _publish_layer(self, staged: Path, final: Path) -> None:
+        """One rename. A layer that is there and gives the same tar is kept, another set aside."""
         if final.exists():
-            if _reads_as(staged, final):
+            if _gives_the_same(staged, final):
                 return
-            self._quarantine(final)
-        staged.rename(final)
+            with suppress(FileNotFoundError):  # somebody else is healing it, too
+                set_aside(self._layout, final)
+        try:
+            staged.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
-    def _quarantine(self, path: Path) -> None:
-        path.rename(self._layout.folder("quarantine") / f"{path.name}-{new_id()}")
+    def _keep_damaged(self, digest: Digest) -> None:
+        """The object that is about to be replaced has a second name in ``quarantine/``.
 
-    def _write_ref(self, ref: ImageRef, image_id: ImageID) -> None:
-        staged = self._staging / "ref"
-        _write_file(staged, f"{image_id}\n".encode())
-        fsync_path(staged)
-        staged.rename(self._layout.ref(ref))
+        Lower directories that have it as a hard link go there as well, and are made again.
+        """
+        path = self._layout.object(digest)
+        with suppress(OSError):
+            set_aside_trees(self._layout, path)
+            os.link(path, self._layout.folder("quarantine") / f"{digest.hex}-{new_id()}")
+        self.replaced.append(digest)
+
+    def _write_refs(self, refs: Mapping[ImageRef, ImageID]) -> None:
+        for image_id in set(refs.values()) - self._published:
+            if not self._layout.image(image_id).exists():
+                raise NotFoundError(f"there is no image {image_id}")
+            # Its publisher may not have flushed its name yet.
+            fsync_path(self._layout.folder("images"))
+        for ref, image_id in refs.items():
+            staged = self._staging / "ref"
+            _write_file(staged, f"{image_id}\n".encode())
+            fsync_path(staged)
+            staged.rename(self._layout.ref(ref))
         fsync_path(self._layout.folder("refs"))
 
     def stage_directory(self, name: str) -> Path:
@@ -414,11 +508,15 @@ def _write_file(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
-def _reads_as(staged: Path, final: Path) -> bool:
-    """Whether the final record says what the staged one says."""
-    if staged.is_dir():
-        return final.is_dir() and _reads_as(staged / "entries", final / "entries")
+def _gives_the_same(staged: Path, final: Path) -> bool:
+    """Whether the layer at ``final`` is whole: its entries, and its tarsplit if one is needed.
+
+    Two tarsplits of one tar need not be the same bytes.
+    """
     try:
-        return staged.read_bytes() == final.read_bytes()
+        if (staged / "entries").read_bytes() != (final / "entries").read_bytes():
+            return False
     except OSError:
         return False
+    split = final / "tarsplit"
+    return tarsplit.is_whole(split) if split.exists() else not (staged / "tarsplit").exists()

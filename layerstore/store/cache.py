@@ -8,13 +8,12 @@ miss can be explained.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from layerstore.names import DiffID, Digest, MalformedName
-from layerstore.store.atomic import new_id
+from layerstore.store.atomic import replace_file
 from layerstore.store.layout import Layout
 
 
@@ -83,11 +82,7 @@ class Cache:
 
     def _write(self, name: str, document: object) -> None:
         """Not flushed: a record that a crash loses costs one step, a torn one is no record."""
-        folder = self._layout.folder("cache")
-        staged = self._layout.folder("derived") / f".cache-{new_id()}"
-        try:
-            staged.write_text(json.dumps(document))
-            os.rename(staged, folder / name)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            replace_file(
+                self._layout, self._layout.folder("cache") / name, json.dumps(document).encode()
+            )

@@ -6,16 +6,20 @@ the launcher's to say (``state/``, ``runtime.state``).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any  # JSON
 
 from layerstore.errors import ConflictError, DamagedError, NotFoundError, UsageError
 from layerstore.kernel.fs import fsync_path, write_all
-from layerstore.names import DiffID, ImageID
-from layerstore.store.atomic import Transaction, new_id
+from layerstore.names import DiffID, Digest, ImageID
+from layerstore.store.atomic import Transaction, is_full, new_id
+from layerstore.store.deep import remove_tree
 from layerstore.store.layout import Layout
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -61,25 +65,34 @@ class Containers:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(f"there is no container {container_id}") from None
         try:
-            fields = json.loads(raw)
+            fields = _unseal(raw)
             fields["image_id"] = ImageID.parse(fields["image_id"])
             fields["diff_ids"] = tuple(DiffID.parse(text) for text in fields["diff_ids"])
             fields["argv"] = tuple(fields["argv"])
             return Container(**fields)
-        except (ValueError, TypeError, KeyError, UsageError):
+        except (ValueError, TypeError, KeyError, AttributeError, UsageError):
             raise DamagedError(
                 f"the record of container {container_id} is damaged",
                 hint=f"remove the container with layerstore rm {container_id}",
             ) from None
 
     def all(self) -> list[Container]:
+        """Those whose record can be read: fsck reports the others, and ``remove`` takes them."""
         found = []
         for container_id in self.ids():
-            try:
+            with suppress(NotFoundError, DamagedError):  # not found: removed meanwhile
                 found.append(self.get(container_id))
-            except NotFoundError:
-                continue  # removed meanwhile
         return found
+
+    def is_lost(self, container_id: str) -> bool:
+        """Whether a power cut took the record of a container that nobody meant to keep."""
+        try:
+            self.get(container_id)
+        except NotFoundError:
+            return False
+        except DamagedError:
+            return (self.path(container_id) / "ephemeral").exists()
+        return False
 
     def find(self, name: str) -> str:
         """The id of the container that a user means: a name, an id, or its first digits."""
@@ -101,57 +114,72 @@ class Containers:
 
         The image must be leased by ``transaction``. Raises ConflictError if the name is taken.
         """
+        if not _is_name(container.name):
+            raise UsageError(
+                f"{container.name!r} is not a container name",
+                hint="use letters, digits and _ . -, beginning with a letter or digit",
+            )
         folder = transaction.stage_directory(f"container-{container.container_id}")
         for name in ("upper", "work", "state"):
             (folder / name).mkdir(0o755 if name == "upper" else 0o700)
-        fields = asdict(container)
+        if container.ephemeral:
+            # Not flushed, but a name outlives a power cut that its unflushed record does not.
+            (folder / "ephemeral").touch(0o600)
         fd = os.open(
             folder / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
         try:
-            write_all(fd, json.dumps(fields).encode())
+            write_all(fd, _seal(asdict(container)))
             if not container.ephemeral:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        self._reserve(container.name, container.container_id)
-        try:
-            if not container.ephemeral:
-                fsync_path(folder)
-            final = folder.rename(self.path(container.container_id))
-            if not container.ephemeral:
-                fsync_path(self._layout.folder("containers"))
-        except BaseException:
-            self._release(container.name, container.container_id)
-            raise
+        if not container.ephemeral:
+            fsync_path(folder)
+        final = self.path(container.container_id)
+        with self._names_locked():
+            self._reserve(container.name, container.container_id)
+            try:
+                folder.rename(final)
+            except BaseException:
+                self._release(container.name, container.container_id)
+                raise
+        if not container.ephemeral:
+            fsync_path(self._layout.folder("containers"))
+            fsync_path(self._layout.folder("names"))
         return final
 
+    @contextmanager
+    def _names_locked(self) -> Iterator[None]:
+        """Nobody else takes or frees a name: a name without a folder is a crash's, then."""
+        fd = os.open(self._layout.folder("names"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
     def _reserve(self, name: str, container_id: str) -> None:
-        if not _is_name(name):
-            raise UsageError(
-                f"{name!r} is not a container name",
-                hint="use letters, digits and _ . -, beginning with a letter or digit",
-            )
         link = self._layout.folder("names") / name
-        for _ in range(3):
-            try:
-                link.symlink_to(container_id)
-                return
-            except FileExistsError:
-                owner = _try_readlink(link)
-                if owner is not None and self.path(owner).exists():
-                    break
-                # A crash between the name and the folder, or between their removals.
-                link.unlink(missing_ok=True)
-        raise ConflictError(
-            f"the container name {name!r} is taken",
-            hint=f"remove that container with layerstore rm {name}, or choose another --name",
-        )
+        owner = _try_readlink(link)
+        if owner is not None:
+            if self.path(owner).exists():
+                raise ConflictError(
+                    f"the container name {name!r} is taken",
+                    hint=f"remove that container with layerstore rm {name}, "
+                    "or choose another --name",
+                )
+            link.unlink()
+        link.symlink_to(container_id)
 
     def _release(self, name: str, container_id: str) -> None:
         link = self._layout.folder("names") / name
         if _try_readlink(link) == container_id:
             link.unlink(missing_ok=True)
+
+    def _names_of(self, container_id: str) -> list[str]:
+        links = self._layout.folder("names")
+        return [name for name in os.listdir(links) if _try_readlink(links / name) == container_id]
 
     def remove(self, container_id: str) -> None:
         """The container is gone, its writable layer too. The caller has seen that it is stopped.
@@ -159,23 +187,57 @@ class Containers:
         One rename out of ``containers/`` decides; what a crash leaves in ``trash/`` the next open
         removes.
         """
-        name = None
         try:
-            name = self.get(container_id).name
+            names = [self.get(container_id).name]
         except DamagedError:
-            links = self._layout.folder("names")
-            for candidate in os.listdir(links):
-                if _try_readlink(links / candidate) == container_id:
-                    name = candidate
+            names = self._names_of(container_id)
         trash = self._layout.folder("trash") / f"{container_id}-{new_id()}"
-        try:
-            self.path(container_id).rename(trash)
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no container {container_id}") from None
-        if name is not None:
-            self._release(name, container_id)
+        with self._names_locked():
+            try:
+                self._move_to(trash, container_id)
+            except FileNotFoundError:
+                raise NotFoundError(f"there is no container {container_id}") from None
+            for name in names:
+                self._release(name, container_id)
         fsync_path(self._layout.folder("containers"))
         remove_tree(trash)
+
+    def repair_names(self) -> None:
+        """Each container has its name, and no name leads nowhere."""
+        links = self._layout.folder("names")
+        with self._names_locked():
+            for name in os.listdir(links):
+                owner = _try_readlink(links / name)
+                if owner is not None and not self.path(owner).exists():
+                    (links / name).unlink()
+            for container in self.all():
+                if _try_readlink(links / container.name) is None:
+                    (links / container.name).symlink_to(container.container_id)
+
+    def _move_to(self, trash: Path, container_id: str) -> None:
+        try:
+            self.path(container_id).rename(trash)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # Even a name may need a block: that is what the ballast is for.
+            (self._layout.root / "ballast").unlink(missing_ok=True)
+            self.path(container_id).rename(trash)
+
+
+def _seal(fields: dict[str, Any]) -> bytes:
+    """JSON in which the last key is the sha256 of the JSON without it."""
+    digest = Digest.of(json.dumps(fields).encode())
+    return json.dumps({**fields, "seal": digest}).encode()
+
+
+def _unseal(raw: bytes) -> dict[str, Any]:
+    """The fields. Raises ValueError or KeyError if a bit is another than was written."""
+    fields: dict[str, Any] = json.loads(raw)
+    seal = fields.pop("seal")
+    if seal != Digest.of(json.dumps(fields).encode()):
+        raise ValueError("the seal is another's")
+    return fields
 
 
 def _is_name(name: str) -> bool:
@@ -187,19 +249,3 @@ def _try_readlink(path: Path) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
-
-
-def remove_tree(path: Path) -> None:
-    """Everything at ``path`` is unlinked, folders without permissions too; what is gone is fine."""
-
-    def unlock(function: object, failed: str, _: object) -> None:
-        parent = os.path.dirname(failed)
-        for directory in (parent, failed):
-            if os.path.isdir(directory) and not os.path.islink(directory):
-                os.chmod(directory, 0o700)
-        if os.path.isdir(failed) and not os.path.islink(failed):
-            shutil.rmtree(failed, ignore_errors=True)
-        elif os.path.lexists(failed):
-            os.unlink(failed)
-
-    shutil.rmtree(path, onerror=unlock)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from layerstore.errors import DamagedError, NotFoundError, UsageError
 from layerstore.formats.oci import ImageConfig, parse_config
 from layerstore.names import ChainID, DiffID, ImageID, ImageRef, MalformedName
-from layerstore.store.layout import Layout
+from layerstore.store.layout import Layout, is_digits
 from layerstore.store.refs import Refs
 
 
@@ -50,9 +50,8 @@ class Images:
         return Image(image_id, raw, parse_config(raw, where=f"image {image_id.short}"))
 
     def all(self) -> list[ImageID]:
-        return [
-            ImageID(f"sha256:{name}") for name in sorted(os.listdir(self._layout.root / "images"))
-        ]
+        found = os.listdir(self._layout.root / "images")
+        return [ImageID(f"sha256:{name}") for name in sorted(found) if is_digits(name)]
 
     def find(self, name: str) -> Image:
         """The image that a user means: a name, a digest, or the first digits of an id.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,11 +14,11 @@ from layerstore.formats import sparse, tar
 from layerstore.formats.entries import Entry, Kind
 from layerstore.formats.streams import CHUNK, Limits, ReadAhead
 from layerstore.formats.tree import RESERVED_NAME, Tree, apply
-from layerstore.formats.untar import Member, TarReader
+from layerstore.formats.untar import Member, TarError, TarReader
 from layerstore.names import DiffID, Digest
 from layerstore.store import tarsplit
 from layerstore.store.atomic import Transaction
-from layerstore.store.layout import Layout
+from layerstore.store.layout import Layout, is_digits
 from layerstore.store.objects import Objects
 
 _SMALL = 1 << 20
@@ -35,9 +36,8 @@ class Layers:
         return self._layout.layer(diff_id).is_dir()
 
     def all(self) -> list[DiffID]:
-        return [
-            DiffID(f"sha256:{name}") for name in sorted(os.listdir(self._layout.root / "layers"))
-        ]
+        found = os.listdir(self._layout.root / "layers")
+        return [DiffID(f"sha256:{name}") for name in sorted(found) if is_digits(name)]
 
     def entries(self, diff_id: DiffID) -> list[Entry]:
         """The layer's entries in its tar's order. Raises NotFoundError or DamagedError."""
@@ -129,7 +129,7 @@ def stage_entries(transaction: Transaction, entries: list[Entry]) -> Stored:
     return Stored(diff_id, entries)
 
 
-def check_names(entries: Iterable[Entry]) -> None:
+def check_names(entries: Iterable[Entry], *, where: str = "the layer") -> None:
     """Raises FormatError for a name that would let an image reach another's content."""
     for entry in entries:
         if entry.path.startswith(RESERVED_NAME) and entry.path[len(RESERVED_NAME) :][:1] in (
@@ -137,7 +137,7 @@ def check_names(entries: Iterable[Entry]) -> None:
             b"/",
         ):
             raise FormatError(
-                "the name /.layerstore is reserved and cannot be in an image",
+                f"{where}: the name /.layerstore is reserved and cannot be in an image",
                 hint="remove it from the archive or the step that makes it",
             )
 
@@ -150,17 +150,24 @@ def stage_tar(
     limits: Limits | None = None,
     warn: Callable[[str], None] = lambda text: None,
     expect: DiffID | None = None,
+    need_end: bool = False,
 ) -> Stored:
     """The layer of an uncompressed tar that is read once, from any source, in bounded memory.
 
     Raises TarError for a malformed archive and FormatError if its digest is not ``expect``;
-    nothing of it is published then.
+    nothing of it is published then. ``need_end``: so is one without the zero blocks at its end,
+    which peers accept, but which is all that shows that no entries were cut off.
     """
     with ReadAhead(chunks) as ahead:
         reader = TarReader(iter(ahead), where=where, limits=limits, warn=warn)
         importer = _Importer(transaction, reader)
         for member in reader:
             importer.take(member)
+        if need_end and not reader.has_end:
+            raise TarError(
+                f"{where} is truncated: the zero blocks that end a tar are missing",
+                hint="get or make the archive again",
+            )
         importer.end()
         diff_id = DiffID("sha256:" + ahead.digest.hex())
     if expect is not None and diff_id != expect:
@@ -168,7 +175,7 @@ def stage_tar(
             f"{where} has the digest {diff_id}, where {expect} was promised",
             hint="the file is damaged or not the one that its config describes; get it again",
         )
-    check_names(importer.entries)
+    check_names(importer.entries, where=where)
     transaction.stage_layer(diff_id, importer.entries, foreign=importer.finish_tarsplit())
     return Stored(diff_id, importer.entries)
 
@@ -211,7 +218,7 @@ class _Importer:
             self._writer = self._begin()
         self._writer.raw(member.raw)
         if entry.digest is not None:
-            for offset, length in entry.extents or ((0, entry.size),):
+            for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
                 self._writer.content(entry.digest, offset, length)
         else:
             # The content of a marker: no part of any tree, so no object is kept alive by it.
@@ -227,14 +234,16 @@ class _Importer:
     def _begin(self) -> tarsplit.TarsplitWriter:
         """The archive is a foreign one: its bytes are kept, those before this one too."""
         writer = tarsplit.TarsplitWriter(self._transaction.create_tarsplit())
-        before = list(tar.pieces(self.entries))[:-1]
-        if self._padding:
-            before.pop()  # it is read with the next member
-        for piece in before:
-            if piece.digest is not None:
-                writer.content(piece.digest, piece.offset, piece.length)
-            else:
-                writer.raw(piece.raw)
+        # The end is not there yet, and the last padding is read with the next member.
+        held: deque[tar.Piece] = deque()
+        for piece in tar.pieces(self.entries):
+            held.append(piece)
+            if len(held) > (2 if self._padding else 1):
+                piece = held.popleft()
+                if piece.digest is not None:
+                    writer.content(piece.digest, piece.offset, piece.length)
+                else:
+                    writer.raw(piece.raw)
         return writer
 
     def end(self) -> None:

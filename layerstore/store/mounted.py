@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerstore.kernel.process import boot_id
-from layerstore.names import DiffID
-from layerstore.store.atomic import new_id
+from layerstore.names import DiffID, MalformedName
+from layerstore.store.atomic import new_id, replace_file
 from layerstore.store.layout import Layout
 
 
@@ -33,9 +33,7 @@ def record(layout: Layout, target: Path, image_name: str, diff_ids: tuple[DiffID
         "diff_ids": list(diff_ids),
         "boot_id": mounted.boot_id,
     }
-    staged = layout.folder("derived") / f".mount-{mounted.mount_id}"
-    staged.write_text(json.dumps(document))
-    staged.rename(layout.folder("mounts") / mounted.mount_id)
+    replace_file(layout, layout.folder("mounts") / mounted.mount_id, json.dumps(document).encode())
     return mounted
 
 
@@ -58,6 +56,10 @@ def all_mounted(layout: Layout) -> list[Mounted]:
                 fields["boot_id"],
             )
         except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError, MalformedName):
+            # Whole when it got its name, so a power cut took it, and the mount with it.
+            path.unlink(missing_ok=True)
             continue
         if mounted.boot_id == boot_id():
             found.append(mounted)

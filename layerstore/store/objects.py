@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from layerstore.errors import DamagedError
 from layerstore.formats import sparse
@@ -17,7 +18,7 @@ from layerstore.formats.entries import Extents
 from layerstore.formats.streams import CHUNK
 from layerstore.kernel.fs import data_extents
 from layerstore.names import Digest
-from layerstore.store.layout import Layout
+from layerstore.store.layout import Layout, is_digits
 
 
 class Objects:
@@ -77,11 +78,15 @@ class Objects:
             os.close(fd)
 
     def all(self) -> Iterator[tuple[Digest, os.stat_result]]:
-        """Every object's name and status."""
-        for folder in sorted(os.listdir(self._layout.objects)):
-            with os.scandir(self._layout.objects / folder) as found:
+        """Every object's name and status. What has no object's name is none: fsck reports it."""
+        for prefix in range(256):
+            folder = f"{prefix:02x}"
+            with suppress(FileNotFoundError), os.scandir(self._layout.objects / folder) as found:
                 for item in found:
-                    yield Digest(f"sha256:{folder}{item.name}"), item.stat(follow_symlinks=False)
+                    if is_digits(folder + item.name):
+                        with suppress(FileNotFoundError):
+                            status = item.stat(follow_symlinks=False)
+                            yield Digest(f"sha256:{folder}{item.name}"), status
 
 
 def digest_of_file(fd: int, extents: Extents | None) -> Digest:
@@ -102,7 +107,10 @@ def digest_of_file(fd: int, extents: Extents | None) -> Digest:
 
 
 def canonical_extents(fd: int, size: int) -> Extents:
-    """The blocks of an open file that are not all zeros; holes are not read."""
+    """The blocks of an open file that are not all zeros, as far as a map can list them.
+
+    Holes are not read.
+    """
     finder = sparse.ExtentFinder()
     for offset, length in data_extents(fd, size):
         position = offset - offset % sparse.BLOCK
@@ -113,4 +121,4 @@ def canonical_extents(fd: int, size: int) -> Extents:
                 break
             finder.feed(position, chunk)
             position += len(chunk)
-    return tuple(finder.extents)
+    return sparse.fitting(size, finder.extents)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from layerstore.errors import DamagedError, NotFoundError
 from layerstore.kernel.fs import fsync_path
 from layerstore.names import ImageID, ImageRef, MalformedName
-from layerstore.store.layout import Layout, unquote_name
+from layerstore.store.layout import Layout, quote_name, unquote_name
 
 
 class Refs:
@@ -31,17 +32,19 @@ class Refs:
             ) from None
 
     def names(self) -> list[ImageRef]:
-        """Every name, sorted."""
+        """Every name, sorted. A file that no name would give is none of ours: fsck reports it."""
         found = os.listdir(self._layout.folder("refs"))
-        return sorted(ImageRef.parse(unquote_name(component)) for component in found)
+        return sorted(ImageRef.parse(unquote_name(name)) for name in found if is_ref(name))
 
     def all(self) -> dict[ImageRef, ImageID]:
-        """Every name and its image. Raises DamagedError if any cannot be read.
-
-        A collector must stop then: it cannot know what the name kept alive.
-        """
-        pairs = ((ref, self.get(ref)) for ref in self.names())
-        return {ref: image_id for ref, image_id in pairs if image_id is not None}
+        """Every name and its image. Damaged names are left out: fsck reports those."""
+        found = {}
+        for ref in self.names():
+            with suppress(DamagedError):
+                image_id = self.get(ref)
+                if image_id is not None:
+                    found[ref] = image_id
+        return found
 
     def delete(self, ref: ImageRef) -> None:
         """The name is gone, durably. Raises NotFoundError."""
@@ -50,3 +53,11 @@ class Refs:
         except FileNotFoundError:
             raise NotFoundError(f"there is no image named {ref}") from None
         fsync_path(self._layout.folder("refs"))
+
+
+def is_ref(component: str) -> bool:
+    """Whether a file in ``refs/`` has the name that some ref gives."""
+    try:
+        return quote_name(str(ImageRef.parse(unquote_name(component)))) == component
+    except MalformedName:
+        return False

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from layerstore.errors import HostError
 from layerstore.kernel.fs import fsync_path
 from layerstore.store import locks
-from layerstore.store.atomic import Transaction, told_of_full_disk
-from layerstore.store.containers import Containers, remove_tree
+from layerstore.store.atomic import Transaction, is_full, told_of_full_disk
+from layerstore.store.containers import Containers
+from layerstore.store.deep import remove_tree
 from layerstore.store.images import Images
 from layerstore.store.layers import Layers
 from layerstore.store.layout import (
@@ -71,30 +73,31 @@ class Store:
         return Transaction(self.layout, self.objects)
 
     def recover(self) -> None:
-        """What dead transactions and half-done removals left behind is gone."""
+        """What dead transactions and half-done removals left behind is gone.
+
+        What cannot be removed stays, and is reported: it must not keep anyone from the store.
+        """
         leases = self.layout.folder("leases")
         staging = self.layout.folder("tmp")
         for txid in os.listdir(leases):
             if not locks.is_held(leases / txid):
-                remove_tree(staging / txid)
-                (leases / txid).unlink(missing_ok=True)
+                _discard(staging / txid)
+                _discard(leases / txid)
         for name in os.listdir(staging):
             path = staging / name
-            if name.endswith(".lease"):
-                if not locks.is_held(path):
-                    path.unlink(missing_ok=True)
-            elif not (leases / name).exists() and path.is_dir():
-                remove_tree(path)
+            if path.is_dir():
+                if not (leases / name).exists():
+                    _discard(path)
+            elif not locks.is_held(path):
+                _discard(path)
         trash = self.layout.folder("trash")
         for name in os.listdir(trash):
             _discard(trash / name)
 
 
 def _discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    with suppress(OSError):
         remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 _OWN_NAMES = {
@@ -113,27 +116,37 @@ def _create(layout: Layout) -> None:
                 f"{root} is not empty and is no store",
                 hint="choose an empty or new directory with --root DIR or LAYERSTORE_ROOT",
             )
-        for name in DIRECTORIES:
-            (root / name).mkdir(0o700, exist_ok=True)
-        layout.objects.mkdir(0o700, parents=True, exist_ok=True)
-        for prefix in range(256):
-            (layout.objects / f"{prefix:02x}").mkdir(0o700, exist_ok=True)
-        for name in ("gate", "lock", "gc"):
-            os.close(locks.open_lock(root / name))
-        make_ballast(layout)
-        staged = root / "FORMAT.new"
-        staged.write_bytes(emit_format())
-        fsync_path(staged)
-        fsync_path(layout.objects)
-        fsync_path(root)
-        staged.rename(layout.format_file)
-        fsync_path(root)
+        with locks.collecting(root):
+            if not layout.format_file.exists():  # else another process was faster
+                _fill(layout)
+
+
+def _fill(layout: Layout) -> None:
+    root = layout.root
+    for name in DIRECTORIES:
+        (root / name).mkdir(0o700, exist_ok=True)
+    layout.objects.mkdir(0o700, parents=True, exist_ok=True)
+    for prefix in range(256):
+        (layout.objects / f"{prefix:02x}").mkdir(0o700, exist_ok=True)
+    os.close(locks.open_lock(root / "gc"))
+    make_ballast(layout)
+    staged = root / "FORMAT.new"
+    staged.write_bytes(emit_format())
+    fsync_path(staged)
+    fsync_path(layout.objects)
+    fsync_path(root)
+    staged.rename(layout.format_file)
+    fsync_path(root)
 
 
 def make_ballast(layout: Layout) -> None:
     """The file that is given up when the disk is full is there, as far as there is room for it."""
-    path = layout.root / "ballast"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(layout.root / "ballast", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if is_full(error):
+            return
+        raise
     try:
         if os.fstat(fd).st_size < BALLAST_BYTES:
             status = os.fstatvfs(fd)

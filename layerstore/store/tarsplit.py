@@ -17,6 +17,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
@@ -60,8 +61,17 @@ class TarsplitWriter:
         self._file.close()
 
 
-def parse(file: BinaryIO, *, where: str) -> Iterator[Piece]:
-    """The pieces, in order, of a seekable file. Raises DamagedError, naming ``where``."""
+def is_whole(path: Path) -> bool:
+    """Whether a tarsplit is what was written."""
+    try:
+        with path.open("rb") as file:
+            return _frame_size(file) is not None
+    except OSError:
+        return False
+
+
+def _frame_size(file: BinaryIO) -> int | None:
+    """Bytes of the frame; None if the digest after it is another's."""
     size = file.seek(0, os.SEEK_END) - 32
     file.seek(0)
     hasher = hashlib.sha256()
@@ -69,7 +79,13 @@ def parse(file: BinaryIO, *, where: str) -> Iterator[Piece]:
     while left > 0 and (chunk := file.read(min(left, 1 << 20))):
         hasher.update(chunk)
         left -= len(chunk)
-    if left or hasher.digest() != file.read(32):
+    return size if not left and hasher.digest() == file.read(32) else None
+
+
+def parse(file: BinaryIO, *, where: str) -> Iterator[Piece]:
+    """The pieces, in order, of a seekable file. Raises DamagedError, naming ``where``."""
+    size = _frame_size(file)
+    if size is None:
         raise DamagedError(f"the tar record of {where} is damaged", hint="import the image again")
     file.seek(0)
     reader = zstandard.ZstdDecompressor().stream_reader(_Frame(file, size))  # type: ignore[arg-type] # it only reads

@@ -6,18 +6,21 @@ whiteout is written only where it hides something. So no lower directory shows a
 depends on how overlayfs reads what is below it. The directory is named after exactly that
 difference: stacks in which a layer makes the same difference share it.
 
-``trees/<key>/`` is one such directory; ``derived/stack-<chain id>.<flavour>`` lists the keys of a
-stack, bottom first, so that mounting it again reads no layer.
+``trees/<key>/`` is one such directory; ``derived/stack-<chain id>.<flavour>`` has a line with the
+layers of a stack and one with the keys of its directories, both bottom first, so that mounting it
+again reads no layer, and a collector knows what is in use.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerstore.errors import DamagedError
@@ -27,12 +30,25 @@ from layerstore.formats.entries import Entry, Kind
 from layerstore.formats.tree import Tree, apply, entry_of, show
 from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY, escaped_name
 from layerstore.kernel.fs import can_reflink, copy_data, fsync_path, try_reflink
-from layerstore.names import ChainID, DiffID, Digest
+from layerstore.names import ChainID, DiffID, Digest, MalformedName
+from layerstore.store.atomic import replace_file
+from layerstore.store.layout import Layout
 from layerstore.store.store import Store
 
 TREE_FORMAT = 1
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The record of a stack that was written out for one kind of user."""
+
+    chain: str
+    """The chain id's hex digits."""
+    diff_ids: tuple[DiffID, ...]
+    keys: tuple[str, ...]
+    """Its directories, bottom first."""
 
 
 def lower_directories(store: Store, diff_ids_bottom_up: tuple[DiffID, ...]) -> list[Path]:
@@ -43,35 +59,34 @@ def lower_directories(store: Store, diff_ids_bottom_up: tuple[DiffID, ...]) -> l
     flavour = "trusted" if os.geteuid() == 0 else "user"
     chain = ChainID.of_stack(diff_ids_bottom_up)
     record = store.layout.folder("derived") / f"stack-{chain.hex}.{flavour}"
-    keys = _recorded(record)
-    paths = [store.layout.tree(key) for key in keys]
-    if not keys or not all(path.is_dir() for path in paths):
-        keys = _write_stack(store, diff_ids_bottom_up, flavour)
-        paths = [store.layout.tree(key) for key in keys]
-        staged = record.with_name(f".{record.name}-{os.getpid()}")
-        staged.write_text("".join(f"{key}\n" for key in keys))
-        staged.rename(record)
-    return paths[::-1]
+    stack = _recorded(record)
+    if stack is None or not all(store.layout.tree(key).is_dir() for key in stack.keys):
+        stack = _write_stack(store, record, diff_ids_bottom_up, flavour)
+    return [store.layout.tree(key) for key in reversed(stack.keys)]
 
 
-def stack_keys(store: Store, diff_ids: tuple[DiffID, ...]) -> set[str]:
-    """The directories that a stack uses, as far as it was ever mounted."""
-    chain = ChainID.of_stack(diff_ids)
-    keys: set[str] = set()
-    for flavour in ("trusted", "user"):
-        keys.update(_recorded(store.layout.folder("derived") / f"stack-{chain.hex}.{flavour}"))
-    return keys
+def all_stacks(layout: Layout) -> list[Stack]:
+    """Every stack that was ever mounted and is on record."""
+    folder = layout.folder("derived")
+    found = (_recorded(folder / name) for name in os.listdir(folder) if name.startswith("stack-"))
+    return [stack for stack in found if stack is not None]
 
 
-def _recorded(record: Path) -> list[str]:
+def _recorded(record: Path) -> Stack | None:
+    """Two lines: the layers and the directories. None if that is not what is there."""
     try:
-        return record.read_text().split()
-    except FileNotFoundError:
-        return []
+        layers, _, keys = record.read_text("ascii").partition("\n")
+        diff_ids = tuple(DiffID.parse(text) for text in layers.split())
+    except (OSError, ValueError, MalformedName):
+        return None
+    chain = ChainID.of_stack(diff_ids).hex
+    if not keys.endswith("\n") or not record.name.startswith(f"stack-{chain}."):
+        return None
+    return Stack(chain, diff_ids, tuple(keys.split()))
 
 
-def _write_stack(store: Store, diff_ids: tuple[DiffID, ...], flavour: str) -> list[str]:
-    keys = []
+def _write_stack(store: Store, record: Path, diff_ids: tuple[DiffID, ...], flavour: str) -> Stack:
+    keys: list[str] = []
     tree = Tree()
     with store.transaction() as transaction:
         transaction.lease(list(diff_ids))
@@ -82,10 +97,16 @@ def _write_stack(store: Store, diff_ids: tuple[DiffID, ...], flavour: str) -> li
             if diff_id is not None:
                 tree = apply(below, store.layers.entries(diff_id))
             entries = diff(below, tree)
+            if not entries and keys:
+                continue
             if not entries or entries[0].path:
                 entries.insert(0, entry_of(b"", tree.root))
-            key = _key(entries, flavour)
+            # Overlayfs refuses a directory that a stack has twice, as where a layer's changes are
+            # undone and made again.
+            key = next(key for key in _keys(entries, flavour) if key not in keys)
             keys.append(key)
+            # Until the record says that the stack uses it.
+            transaction.lease([Digest(f"sha256:{key}")])
             final = store.layout.tree(key)
             if not final.is_dir() and not any(target == final for _, target in pending):
                 staged = transaction.stage_directory(f"tree-{key}")
@@ -98,7 +119,8 @@ def _write_stack(store: Store, diff_ids: tuple[DiffID, ...], flavour: str) -> li
                 with suppress(FileExistsError):
                     _rename_into(staged, final)
             fsync_path(store.layout.folder("trees"))
-    return keys
+        replace_file(store.layout, record, f"{' '.join(diff_ids)}\n{' '.join(keys)}\n".encode())
+    return Stack(ChainID.of_stack(diff_ids).hex, diff_ids, tuple(keys))
 
 
 def _rename_into(staged: Path, final: Path) -> None:
@@ -109,9 +131,13 @@ def _rename_into(staged: Path, final: Path) -> None:
             raise  # else somebody else was faster with the same directory
 
 
-def _key(entries: list[Entry], flavour: str) -> str:
-    head = f"layerstore tree {TREE_FORMAT} {flavour}\0".encode()
-    return hashlib.sha256(head + entries_format.emit(entries)).hexdigest()
+def _keys(entries: list[Entry], flavour: str) -> Iterator[str]:
+    """The names of the difference: of its directory, and of each further one in the same stack."""
+    content = entries_format.emit(entries)
+    for count in itertools.count():
+        again = f" {count}" if count else ""
+        head = f"layerstore tree {TREE_FORMAT} {flavour}{again}\0".encode()
+        yield hashlib.sha256(head + content).hexdigest()
 
 
 def write_tree(store: Store, entries: Iterable[Entry], root: Path, *, flavour: str) -> None:
@@ -235,7 +261,9 @@ class _TreeWriter:
                     f"the object {digest} of {show(entry.path)} is missing or damaged",
                     hint="import the image again: that replaces it",
                 )
-            if not self._can_reflink and self._link(path, name, parent):
+            # A plain user could not read an object that has become such a file.
+            may_share = self._is_root or entry.mode & 0o400
+            if not self._can_reflink and may_share and self._link(path, name, parent):
                 os.close(source)
                 source = -1
                 return self._adopt(entry, name, parent)
