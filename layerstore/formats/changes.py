@@ -7,6 +7,7 @@ gone; opaque markers are accepted everywhere but never written (image-spec layer
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from layerstore.formats.entries import NANOSECOND, Entry, Kind
@@ -37,12 +38,15 @@ def diff(parent: Tree, child: Tree) -> list[Entry]:
     root only when its own attributes changed. Names of one node become hard links to the first of
     them. Nodes that both trees share are equal by identity: the cost follows the change.
     """
-    walk = _walk(parent, child)
-    _keep_link_groups(walk, parent)
+    walk = _walk(parent, child, frozenset())
+    if shared := _names_of_changed_groups(walk, child):
+        walk = _walk(parent, child, shared)
+    _keep_link_groups(walk, parent, child)
     return _emit(walk)
 
 
-def _walk(parent: Tree, child: Tree) -> _Walk:
+def _walk(parent: Tree, child: Tree, shared: Collection[bytes]) -> _Walk:
+    """What differs by identity, and the paths ``shared`` although they do not."""
     walk = _Walk()
     records = walk.records
     stack: list[tuple[bytes, Node | None, Node | None, int]] = []
@@ -66,37 +70,72 @@ def _walk(parent: Tree, child: Tree) -> _Walk:
         children = new.children
         for name in sorted(children, reverse=True):
             before, after = old_children.get(name), children[name]
-            if before is not after:
+            if before is not after or (shared and prefix + name in shared):
                 stack.append((prefix + name, before, after, index))
         gone = sorted(old_children.keys() - children.keys(), reverse=True)
         stack.extend((prefix + name, None, None, index) for name in gone)
     return walk
 
 
-def _keep_link_groups(walk: _Walk, parent: Tree) -> None:
+def _names_of_changed_groups(walk: _Walk, child: Tree) -> set[bytes]:
+    """Names that nodes with changed names have elsewhere, with the directories above them.
+
+    A directory that was moved without being read (overlayfs' redirects) is made of the parent
+    tree's nodes, and one of those may have a name outside it that did not change.
+    """
+    records = walk.records
+    if not any(records[indices[0]].node.linked for indices in walk.groups.values()):  # type: ignore[union-attr]
+        return set()
+    names = _names_of_linked_nodes(child)
+    found: set[bytes] = set()
+    for identity, indices in walk.groups.items():
+        for path in names.get(identity, set()) - {records[index].path for index in indices}:
+            while path:
+                found.add(path)
+                path = path.rpartition(b"/")[0]
+    return found
+
+
+def _keep_link_groups(walk: _Walk, parent: Tree, child: Tree) -> None:
     """All names of a node are said, or none: saying one alone would break the link.
 
     Where no name changed by itself, the names may still be other ones than the parent had, as
     after ``ln -f`` of two equal files, or when one of two links was copied up.
     """
-    names_below: dict[int, set[bytes]] | None = None
+    undecided: list[list[tuple[_Record, Node]]] = []
     for indices in walk.groups.values():
         members = [walk.records[index] for index in indices]
         if any(member.keep for member in members):
-            keep = True
-        else:
-            before = [parent.lookup(member.path) for member in members]
-            if len(members) == 1 and before[0] is not None and not before[0].linked:
-                continue
-            if names_below is None:
-                names_below = _names_of_linked_nodes(parent)
-            names = {member.path for member in members}
-            keep = any(
-                old is None or names_below.get(id(old), {member.path}) != names
-                for old, member in zip(before, members, strict=True)
-            )
-        for member in members:
-            member.keep = keep
+            for member in members:
+                member.keep = True
+            continue
+        before = [(member, node) for member in members if (node := parent.lookup(member.path))]
+        if len(members) > 1 or before[0][1].linked:
+            undecided.append(before)
+    if undecided:
+        _keep_changed_groups(undecided, _names_left(walk, parent, child))
+
+
+def _names_left(walk: _Walk, parent: Tree, child: Tree) -> dict[int, set[bytes]]:
+    """The names that each linked node of the parent keeps by what is said so far."""
+    said = {record.path for record in walk.records if record.keep}
+    return {
+        identity: {name for name in names - said if child.lookup(name) is not None}
+        for identity, names in _names_of_linked_nodes(parent).items()
+    }
+
+
+def _keep_changed_groups(
+    undecided: list[list[tuple[_Record, Node]]], names_left: dict[int, set[bytes]]
+) -> None:
+    """A group is said if its names would not be one node's. What is said leaves the old node."""
+    for group in undecided:
+        names = {member.path for member, _ in group}
+        if all(names_left.get(id(old), {member.path}) == names for member, old in group):
+            continue
+        for member, old in group:
+            member.keep = True
+            names_left.get(id(old), set()).discard(member.path)
 
 
 def _names_of_linked_nodes(tree: Tree) -> dict[int, set[bytes]]:

@@ -116,12 +116,20 @@ def load_json(raw: bytes, *, where: str) -> Json:
     """A JSON object. Raises OciError for anything else, repeated keys included."""
     if len(raw) > MAX_DOCUMENT:
         raise OciError(f"{where} is {len(raw)} bytes long; at most {MAX_DOCUMENT} are read")
-    try:
-        document = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise OciError(f"{where} is no JSON document: {error}") from None
+    document = _parsed(raw, where)
     if not isinstance(document, dict):
         raise OciError(f"{where} is no JSON object")
+    return document
+
+
+def _parsed(raw: bytes, where: str) -> Any:  # Any: a JSON value
+    try:
+        document = json.loads(raw, object_pairs_hook=_unique)
+        if b"\\ud" in raw.lower():
+            # An escaped half of a surrogate pair is no character: nothing could print it.
+            emit_json(document)
+    except (ValueError, RecursionError) as error:
+        raise OciError(f"{where} is no JSON document: {error}") from None
     return document
 
 
@@ -374,10 +382,7 @@ def emit_archive_manifest(images: Sequence[ArchiveImage]) -> bytes:
 
 def parse_archive_manifest(raw: bytes, *, where: str) -> tuple[ArchiveImage, ...]:
     """``manifest.json`` of a docker archive."""
-    try:
-        document = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise OciError(f"{where} is no JSON document: {error}") from None
+    document = _parsed(raw, where)
     if not isinstance(document, list):
         raise OciError(f"{where} is no JSON list")
     images = []

@@ -21,7 +21,8 @@ BLOCK = 4096
 SPARSE_HOLES = 16 << 20
 """A file is kept sparse if at least so many bytes of it, and half of it, are blocks of zeros."""
 
-MAX_MAP_ENTRIES = 1 << 20
+MAX_MAP = 1 << 20
+"""Bytes of a map; Go's archive/tar reads no longer one (CVE-2025-58183)."""
 
 _ZERO_BLOCK = bytes(BLOCK)
 
@@ -65,6 +66,23 @@ class ExtentFinder:
 def any_data(chunk: bytes | memoryview) -> bool:
     """Whether any byte is not zero."""
     return bytes(chunk).count(0) != len(chunk)
+
+
+def fitting(size: int, extents: Sequence[tuple[int, int]]) -> Extents:
+    """The extents, with the smallest holes taken as data if the map were too long otherwise."""
+    fitted = tuple(extents)
+    least = 2 * BLOCK
+    while len(fitted) > 1000 and len(emit_map(size, fitted)) > MAX_MAP:
+        joined = [fitted[0]]
+        for offset, length in fitted[1:]:
+            start, before = joined[-1]
+            if offset - (start + before) < least:
+                joined[-1] = (start, offset + length - start)
+            else:
+                joined.append((offset, length))
+        fitted = tuple(joined)
+        least *= 2
+    return fitted
 
 
 def emit_map(size: int, extents: Extents) -> bytes:

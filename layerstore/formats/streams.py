@@ -41,13 +41,20 @@ class Limits:
     ratio: int = 2_000
     """Uncompressed bytes for one compressed byte, once 256 MiB have come out."""
     record_bytes: int = 1 << 20
-    """A PAX header or GNU long name, as Go's archive/tar has it."""
+    """A PAX header, GNU long name or sparse map, as Go's archive/tar has it."""
+    metadata_bytes: int = 1 << 28
+    """Names, link targets, xattrs and sparse maps of all entries: they are held in memory."""
     path_bytes: int = 1 << 16
     depth: int = 1_000
 
 
 RATIO_FREE = 256 << 20
-_BITE = 2048
+
+_BITE = 64 << 10
+"""Compressed bytes that a decoder gets at once. What is left of a bite when a member or frame ends
+is copied, so that a chunk full of empty ones would cost its size for each of them."""
+_ZSTD_BITE = 2048
+"""Smaller: four compressed bytes may become 128 KiB, and decompressobj gives it all."""
 
 
 def chunks_of(stream: Readable) -> Iterator[bytes]:
@@ -121,26 +128,30 @@ def _limited(
         raise StreamError(f"{where}: {error.brief}", hint=error.hint) from None
 
 
+def _bites(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        for start in range(0, len(chunk), size):
+            yield chunk[start : start + size]
+
+
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     inflater = zlib.decompressobj(wbits=31)
-    started = False
-    for chunk in chunks:
-        pending = chunk
-        while pending:
+    for pending in _bites(chunks, _BITE):
+        while True:
             if inflater.eof:
+                if not pending:
+                    break
                 inflater = zlib.decompressobj(wbits=31)
-                started = False
             try:
                 out = inflater.decompress(pending, CHUNK)
             except zlib.error as error:
                 raise StreamError(f"damaged gzip data ({error})") from None
-            started = True
+            pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             if out:
                 yield out
-            pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-        while not inflater.eof and (out := inflater.decompress(b"", CHUNK)):
-            yield out
-    if started and not inflater.eof:
+            elif not pending:
+                break
+    if not inflater.eof:
         raise StreamError("the gzip data is truncated")
 
 
@@ -150,48 +161,44 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     context = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     frame = context.decompressobj()
-    pending = b""
     ready: list[bytes] = []
     ready_bytes = 0
-    open_frame = False
-    while True:
-        if not pending:
-            pending = next(chunks, b"")
-            if not pending:
-                break
-        if frame.eof:
-            frame = context.decompressobj()
-        # Small bites: four compressed bytes may become 128 KiB, and decompressobj gives it all.
-        bite, pending = pending[:_BITE], pending[_BITE:]
-        try:
-            out = frame.decompress(bite)
-        except zstandard.ZstdError as error:
-            raise StreamError(f"damaged zstd data ({error})") from None
-        open_frame = not frame.eof
-        if frame.eof:
-            pending = frame.unused_data + pending
-        ready.append(out)
-        ready_bytes += len(out)
-        if ready_bytes >= CHUNK:
-            yield b"".join(ready)
-            ready.clear()
-            ready_bytes = 0
+    for pending in _bites(chunks, _ZSTD_BITE):
+        while pending:
+            if frame.eof:
+                frame = context.decompressobj()
+            try:
+                out = frame.decompress(pending)
+            except zstandard.ZstdError as error:
+                raise StreamError(f"damaged zstd data ({error})") from None
+            pending = frame.unused_data if frame.eof else b""
+            ready.append(out)
+            ready_bytes += len(out)
+            if ready_bytes >= CHUNK:
+                whole = b"".join(ready)
+                ready.clear()
+                ready_bytes = 0
+                # In chunks of the ordinary size, or a queue of them would hold too much.
+                yield from _bites(iter((whole,)), CHUNK)
     if ready_bytes:
         yield b"".join(ready)
-    if open_frame:
+    if not frame.eof:
         raise StreamError("the zstd data is truncated")
 
 
+_XZ_MEMORY = 160 << 20
+"""As much as zstd may take; xz -9 needs 65 MiB."""
+
+
 def _unxz(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    decoder = lzma.LZMADecompressor(memlimit=512 << 20)
-    for chunk in chunks:
-        pending = chunk
+    decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+    for pending in _bites(chunks, _BITE):
         while pending or not (decoder.eof or decoder.needs_input):
             if decoder.eof:
-                decoder = lzma.LZMADecompressor(memlimit=512 << 20)
                 pending = pending.lstrip(b"\0")  # stream padding, xz-file-format 2.2
                 if not pending:
                     break
+                decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
             try:
                 out = decoder.decompress(pending, CHUNK)
             except lzma.LZMAError as error:

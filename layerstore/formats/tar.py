@@ -108,11 +108,12 @@ def header(entry: Entry) -> bytes:
         return _block(entry, suffix, size, seconds, link, prefix)
     body = pax.emit(sorted(records.items()))
     head, _, base = name.rpartition(b"/")
-    # Go's path.Join: a directory's own name is the folder.
-    pax_name = b"/".join(part for part in (head, b"PaxHeaders.0", base) if part)
+    # Go's path.Join: a directory's own name is the folder, and the root's is none.
+    parts = (head if entry.path else b"", b"PaxHeaders.0", base)
+    pax_name = _only_ascii(b"/".join(part for part in parts if part))[:100].rstrip(b"/")
     return b"".join(
         (
-            _raw_block(_field(_only_ascii(pax_name), 100).rstrip(b"/"), len(body)),
+            _raw_block(pax_name, len(body)),
             body,
             bytes(-len(body) % BLOCK),
             _block(entry, _only_ascii(name), size, seconds, _only_ascii(link), b""),

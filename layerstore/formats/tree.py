@@ -22,6 +22,11 @@ RESERVED_NAME = b".layerstore"
 _MAX_LINKS = 40
 """Symlinks followed for one path, as Linux does (path_resolution(7))."""
 
+_FREE_STEPS = 100_000
+_STEPS_PER_ENTRY = 64
+"""Names in the targets of symlinks that a layer may have looked up: 40 symlinks of 2,000 names
+each take 40 ms for every path that leads through them."""
+
 
 class TreeError(FormatError):
     """A layer that makes no tree: a link to nothing, a loop, a root that is no directory."""
@@ -165,12 +170,12 @@ class Tree:
 
 
 def _follow(root: Node, path: bytes) -> tuple[bytes, Node | None, int]:
-    """(real path, node or None, symlinks followed)."""
+    """(real path, node or None, names that symlinks put in)."""
     done: list[bytes] = []
     nodes: list[Node] = [root]
     left = [name for name in reversed(path.split(b"/")) if name]
     missing = False
-    followed = 0
+    followed = steps = 0
     while left:
         name = left.pop()
         if name == b".":
@@ -191,14 +196,16 @@ def _follow(root: Node, path: bytes) -> tuple[bytes, Node | None, int]:
             if node.link.startswith(b"/"):
                 done.clear()
                 del nodes[1:]
-            left.extend(part for part in reversed(node.link.split(b"/")) if part)
+            parts = node.link.split(b"/")
+            steps += len(parts)
+            left.extend(part for part in reversed(parts) if part)
             continue
         done.append(name)
         if node is None:
             missing = True
         else:
             nodes.append(node)
-    return b"/".join(done), None if missing else nodes[-1], followed
+    return b"/".join(done), None if missing else nodes[-1], steps
 
 
 def show(path: bytes) -> str:
@@ -246,29 +253,34 @@ class Editor:
         A new parent gets 0755 0:0 and time 0: nothing says otherwise, and "now" would make the
         same layer differ from day to day. Whatever else is in the way is replaced.
         """
-        cached = self._directories.get(path)
-        if cached is not None:
-            return cached
-        head, _, name = path.rpartition(b"/")
-        parent = self.directory(head) if head else self.root
-        existing = _children(parent).get(name)
-        if existing is not None and existing.kind is Kind.DIRECTORY:
-            node = self.owned_child(parent, name)
-        else:
-            node = self.new_directory(parent, name, Node(Kind.DIRECTORY, 0o755))
-        self._directories[path] = node
+        node = self._directories.get(path)
+        if node is not None:
+            return node
+        missing = []
+        while node is None:
+            path, _, name = path.rpartition(b"/")
+            missing.append(name)
+            node = self._directories.get(path)
+        for name in reversed(missing):
+            existing = _children(node).get(name)
+            if existing is not None and existing.kind is Kind.DIRECTORY:
+                node = self.owned_child(node, name)
+            else:
+                node = self.new_directory(node, name, Node(Kind.DIRECTORY, 0o755))
+            path = path + b"/" + name if path else name
+            self._directories[path] = node
         return node
 
-    def put(self, path: bytes, node: Node) -> None:
+    def put(self, path: bytes, node: Node) -> Node | None:
         """``node`` is at ``path``: a directory over a directory keeps the children that are there.
 
-        Anything else replaces what was there, children included.
+        Anything else replaces what was there, children included; gives what was replaced.
         """
         if not path:
             if node.kind is not Kind.DIRECTORY:
                 raise TreeError("the root of an image must be a directory")
             _take_attributes(self.root, node)
-            return
+            return None
         head, _, name = path.rpartition(b"/")
         parent = self.directory(head)
         children = _children(parent)
@@ -276,13 +288,14 @@ class Editor:
         if node.kind is Kind.DIRECTORY:
             if existing is not None and existing.kind is Kind.DIRECTORY:
                 _take_attributes(self.directory(path), node)
-                return
+                return None
             self.new_directory(parent, name, node)
             self._directories[path] = node
-            return
-        if existing is not None and existing.kind is Kind.DIRECTORY:
-            self._forget(path)
+            return existing
+        if existing is not None:
+            self._forget(path, existing)
         children[name] = node
+        return existing
 
     def remove(self, path: bytes) -> bool:
         """Nothing is at ``path`` any more. False if nothing was."""
@@ -290,22 +303,28 @@ class Editor:
         parent = Tree(self.root).lookup(head)
         if parent is None or parent.children is None or name not in parent.children:
             return False
-        del _children(self.directory(head))[name]
-        self._forget(path)
+        self._forget(path, _children(self.directory(head)).pop(name))
         return True
 
     def clear(self, path: bytes) -> None:
         """The directory at ``path`` has no children any more."""
-        _children(self.directory(path)).clear()
-        self._forget(path, itself=False)
+        children = _children(self.directory(path))
+        for name, child in children.items():
+            self._forget(path + b"/" + name if path else name, child)
+        children.clear()
 
-    def _forget(self, path: bytes, *, itself: bool = True) -> None:
-        prefix = path + b"/" if path else b""
-        stale = [known for known in self._directories if known.startswith(prefix) and known]
-        if itself:
-            stale.append(path)
-        for known in stale:
-            self._directories.pop(known, None)
+    def _forget(self, path: bytes, node: Node) -> None:
+        """What was at ``path`` is gone.
+
+        Only directories that were copied are remembered, and all that lead to one were copied
+        too: so the search ends at the first that was not, and costs no more than the copies did.
+        """
+        stack = [(path, node)]
+        while stack:
+            path, node = stack.pop()
+            if node.children is not None and id(node) in self._owned:
+                self._directories.pop(path, None)
+                stack.extend((path + b"/" + name, node.children[name]) for name in node.children)
 
 
 def _children(node: Node) -> dict[bytes, Node]:
@@ -345,12 +364,16 @@ class _Application:
         self.entries = entries if isinstance(entries, list) else list(entries)
         self.warn = warn
         self.editor = tree.edit()
+        self._bared = tree
         self._parents: dict[bytes, bytes] = {b"": b""}
+        self._laid: set[bytes] = set()
         self._explicit: set[bytes] | None = None
         self._fresh: dict[int, Node] = {}
-        self._links: list[tuple[bytes, Node]] = []
+        self._links: dict[int, tuple[bytes, Node]] = {}
         self._hidden: dict[bytes, Node] = {}
         self._copies: dict[int, Node] = {}
+        self._bent = False
+        self._steps = _FREE_STEPS + _STEPS_PER_ENTRY * len(self.entries)
 
     def result(self) -> Tree:
         markers = [e for e in self.entries if e.kind is Kind.WHITEOUT or e.kind is Kind.OPAQUE]
@@ -358,11 +381,13 @@ class _Application:
         # the archive has them, or a symlink that is hidden might still be followed.
         for marker in sorted(markers):
             self._hide(marker)
-        self._parents = {b"": b""}
+        # What is laid on top may replace a directory and then want it back.
+        self._bared = self.editor.finish()
+        self.editor = self._bared.edit()
         for entry in self.entries:
             if entry.kind is not Kind.WHITEOUT and entry.kind is not Kind.OPAQUE:
                 self._lay(entry)
-        for path, placeholder in self._links:
+        for path, placeholder in self._links.values():
             self._resolve_link(path, placeholder)
         return self.editor.finish()
 
@@ -382,7 +407,8 @@ class _Application:
         path = entry.path
         if b".wh." in path and any(name.startswith(b".wh.") for name in path.split(b"/")):
             # Union-mount bookkeeping (aufs): no part of the tree, but a link's source.
-            self._hidden[path] = node_of(entry)
+            hidden = self._hidden[path] = node_of(entry)
+            self._fresh[id(hidden)] = hidden
             return
         node = node_of(entry)
         head, _, name = path.rpartition(b"/")
@@ -392,46 +418,90 @@ class _Application:
         if real_head != head:
             path = real_head + b"/" + name if real_head else name
         if entry.kind is Kind.HARDLINK:
-            self._links.append((path, node))
-        if entry.kind is not Kind.DIRECTORY:
+            self._links[id(node)] = (path, node)
+        if path in self._laid:
+            self.warn(f"{show(path)} is in the layer more than once: the last entry counts")
+        self._laid.add(path)
+        if entry.kind is Kind.DIRECTORY:
+            self._uncover(path)
+        else:
             self._fresh[id(node)] = node
-            # A cached parent may be what this entry replaces.
-            if path in self._parents:
-                self._parents = {b"": b""}
-        self.editor.put(path, node)
+        replaced = self.editor.put(path, node)
+        if replaced is not None and replaced.kind in (Kind.DIRECTORY, Kind.SYMLINK):
+            if self._bent:
+                self._parents = {b"": b""}  # some may have led through what is gone
+            else:
+                self._parents.pop(path, None)
 
     def _real_parent(self, head: bytes) -> bytes:
         """Where entries whose parent is called ``head`` go: lower symlinks are followed."""
-        real = b""
-        for name in head.split(b"/"):
+        known, missing = head, []
+        while (found_real := self._parents.get(known)) is None:
+            known, _, name = known.rpartition(b"/")
+            missing.append(name)
+        real = found_real
+        for name in reversed(missing):
+            known = known + b"/" + name if known else name
             path = real + b"/" + name if real else name
-            node = self.editor.lookup(path)
-            if node is not None and node.kind is Kind.SYMLINK and self._follows(node, path):
-                target, found, _ = _follow(self.editor.root, path)
+            node = _children(self.editor.directory(real)).get(name)
+            if (
+                node is not None
+                and node.kind is Kind.SYMLINK
+                and self._follows(node, path)
+                and self._follows(node, known)
+            ):
+                target, found = self._follow(self.editor.root, path)
+                self._bent = True
                 self.warn(f"{show(head)} leads through the symlink {show(path)} to {show(target)}")
                 if found is not None and found.kind is not Kind.DIRECTORY:
                     raise TreeError(f"{show(path)} leads to {show(target)}, which is no directory")
                 path = target
             elif node is not None and node.kind is not Kind.DIRECTORY:
                 self.warn(f"{show(path)} is replaced by the directory that entries below it imply")
+            if path == RESERVED_NAME or path.startswith(RESERVED_NAME + b"/"):
+                raise TreeError(f"{show(head)} leads to the reserved name {show(path)}")
+            self._uncover(path)
             self.editor.directory(path)
-            real = path
-        self._parents[head] = real
+            self._parents[known] = real = path
         return real
+
+    def _uncover(self, path: bytes) -> None:
+        """A directory comes to ``path``: the lower one is there again if this layer replaced it.
+
+        The layer's own entries are told apart before anything of them meets what is below, so a
+        duplicate that did not win has no effect on that.
+        """
+        if path not in self._laid:
+            return
+        present = self.editor.lookup(path)
+        below = self._bared.lookup(path)
+        if below is None or present is None or present.kind is Kind.DIRECTORY:
+            return
+        if below.kind is Kind.DIRECTORY:
+            self.editor.put(path, below.copy())
 
     def _real_directory(self, head: bytes) -> bytes | None:
         """As ``_real_parent`` for markers, which make nothing: None if nothing is there."""
         real = b""
+        directory = self.editor.root
         for name in head.split(b"/") if head else ():
             path = real + b"/" + name if real else name
-            node = self.editor.lookup(path)
+            node = _children(directory).get(name)
             if node is not None and node.kind is Kind.SYMLINK and self._follows(node, path):
-                path, node, _ = _follow(self.editor.root, path)
+                path, node = self._follow(self.editor.root, path)
                 self.warn(f"a whiteout below {show(head)} leads through a symlink to {show(path)}")
             if node is None or node.kind is not Kind.DIRECTORY:
                 return None
-            real = path
+            directory, real = node, path
         return real
+
+    def _follow(self, root: Node, path: bytes) -> tuple[bytes, Node | None]:
+        """As ``_follow``, within what a layer of this many entries may spend on it."""
+        real, node, steps = _follow(root, path)
+        self._steps -= steps
+        if self._steps < 0:
+            raise TreeError(f"too many names in the symbolic links that lead to {show(path)}")
+        return real, node
 
     def _follows(self, node: Node, path: bytes) -> bool:
         """A lower layer's symlink is followed, unless this layer has a directory of that name."""
@@ -443,17 +513,25 @@ class _Application:
 
     def _resolve_link(self, path: bytes, placeholder: Node) -> None:
         if self.editor.lookup(path) is not placeholder:
-            return  # a later entry of the same name won
-        trail = [(path, placeholder)]
-        target = self._link_target(path, placeholder.link)
+            return  # a later entry of the same name won, or it is resolved already
+        trail: dict[int, Node] = {}
+        target = placeholder
         while target.kind is Kind.HARDLINK:
-            if any(target is seen for _, seen in trail):
+            if id(target) in trail:
                 raise TreeError(f"the hard link {show(path)} leads to itself")
-            trail.append((b"", target))
+            trail[id(target)] = target
             target = self._link_target(path, target.link)
         if target.kind is Kind.DIRECTORY:
             raise TreeError(f"the hard link {show(path)} leads to a directory")
-        if id(target) in self._fresh or target in self._hidden.values():
+        # All at once: to go down a chain again for each of its links would be quadratic.
+        for key, link in trail.items():
+            name, _ = self._links.get(key, (b"", None))
+            if name and self.editor.lookup(name) is link:
+                target = self._place(name, target)
+
+    def _place(self, path: bytes, target: Node) -> Node:
+        """The node of the file ``target`` that is now at ``path``."""
+        if id(target) in self._fresh:
             target.linked = True
         else:
             # The lower file joins this layer as a copy, whichever driver shows it: a layer
@@ -466,6 +544,7 @@ class _Application:
             target = copy
         self._fresh[id(target)] = target
         self.editor.put(path, target)
+        return target
 
     def _link_target(self, path: bytes, link: bytes) -> Node:
         hidden = self._hidden.get(link)
@@ -473,7 +552,7 @@ class _Application:
             return hidden
         head, _, name = link.rpartition(b"/")
         for root in (self.editor.root, self.lower.root):
-            _, directory, _ = _follow(root, head)
+            _, directory = self._follow(root, head)
             if directory is not None and directory.children is not None:
                 node = directory.children.get(name)
                 if node is not None:

@@ -31,7 +31,7 @@ from layerstore.formats import pax, sparse
 from layerstore.formats.entries import NANOSECOND, Entry, Extents, Kind, Xattrs
 from layerstore.formats.streams import CHUNK, Exact, Limits
 from layerstore.formats.whiteout import read_name
-from layerstore.formats.xattrs import XATTR_PREFIX, accepted_xattrs
+from layerstore.formats.xattrs import XATTR_PREFIX, accepted_xattrs, fits
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -40,8 +40,11 @@ MAX_ID = (1 << 32) - 2
 """2^32-1 means "leave it alone" to chown(2)."""
 _MAX_MAJOR = (1 << 12) - 1
 _MAX_MINOR = (1 << 20) - 1
+_MAX_TIME = (1 << 63) * NANOSECOND
 
-_HEADER_ONLY = frozenset(b"123456")
+_EXTENSIONS = 4
+"""Extension headers of the greatest size that one entry may have: name, link, PAX and one more."""
+
 _KINDS = {
     ord("0"): Kind.FILE,
     0: Kind.FILE,
@@ -121,9 +124,12 @@ class TarReader:
         self._warn = warn
         self._offset = 0
         self._raw: list[bytes] = []
+        self._kept = 0
         self._left = 0
         self._padding = 0
         self._shown: bytes | None = None
+        self.has_end = False
+        """Whether the zero blocks that end an archive were there: without them it may be cut."""
 
     def __iter__(self) -> Iterator[Member]:
         count = 0
@@ -131,6 +137,11 @@ class TarReader:
             count += 1
             if count > self._limits.entries:
                 self._fail(f"has more than {self._limits.entries} entries")
+            self._kept += _kept_bytes(member.entry)
+            if self._kept > self._limits.metadata_bytes:
+                self._fail(
+                    f"has names, xattrs and maps of more than {self._limits.metadata_bytes} bytes"
+                )
             yield member
 
     def content(self) -> Iterator[bytes]:
@@ -162,9 +173,7 @@ class TarReader:
     # -- blocks ------------------------------------------------------------------------------
 
     def _fail(self, what: str) -> NoReturn:
-        entry = (
-            f", entry {self._shown.decode('utf-8', 'backslashreplace')!r}" if self._shown else ""
-        )
+        entry = f", entry {_for_people(self._shown)!r}" if self._shown else ""
         raise TarError(f"{self._where} {what} (at byte {self._offset}{entry})")
 
     def _take(self, size: int) -> bytes:
@@ -194,6 +203,7 @@ class TarReader:
             return None
         if block != _ZEROS:
             return block
+        self.has_end = True
         second = self._source.take(BLOCK)
         self._raw.append(second)
         self._offset += len(second)
@@ -225,8 +235,11 @@ class TarReader:
                 extensions.sparse_pairs.clear()
                 self._pax(header, extensions)
                 extensions.any = True
-            elif typeflag == 0x67:  # g: read, and of no effect, as in Go and thus in every peer
+            elif typeflag == 0x67:
+                # g is read and of no effect, as in Go and thus in every peer. It ends what other
+                # extension headers say: they are of the entry directly after them.
                 self._pax(header, _Extensions())
+                extensions = _Extensions()
             elif typeflag == 0x4C:  # L
                 extensions.long_name = self._record(header).partition(b"\0")[0]
                 extensions.any = True
@@ -240,7 +253,7 @@ class TarReader:
         # Two halves, because adler32's sum is modulo 65521 and a whole block may exceed it.
         total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
         blanked = total - sum(block[148:156]) + 256
-        checksum = self._number(block[148:156], "checksum")
+        checksum = self._octal(block[148:156], "checksum")
         if checksum != blanked:
             signed = blanked - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
             if checksum != signed:
@@ -255,7 +268,11 @@ class TarReader:
                     self._number(block[337:345], "device minor"),
                 )
             if magic[5] == 0:
-                width = 131 if block[508:512] == b"tar\0" else 155
+                width = 155
+                if block[508:512] == b"tar\0":  # star keeps times where ustar's prefix ends
+                    width = 131
+                    for start in (476, 488):
+                        self._number(block[start : start + 12], "time of access or change")
                 if block[345] != 0:
                     prefix = block[345 : 345 + width].partition(b"\0")[0]
                     name = prefix + b"/" + name
@@ -263,7 +280,7 @@ class TarReader:
                 # GNU keeps atime and ctime where ustar has the prefix.
                 for start in (345, 357):
                     if block[start]:
-                        self._number(block[start : start + 12], "access or change time")
+                        self._number(block[start : start + 12], "time of access or change")
         number = self._number
         return _Header(
             name,
@@ -286,6 +303,9 @@ class TarReader:
             if not -(1 << 63) <= value < 1 << 63:
                 self._fail(f"has a {what} out of range")
             return value
+        return self._octal(raw, what)
+
+    def _octal(self, raw: bytes, what: str) -> int:
         digits = raw.strip(b" \0").partition(b"\0")[0]
         if not digits:
             return 0
@@ -297,6 +317,8 @@ class TarReader:
         """The content of an extension header."""
         if not 0 <= header.size <= self._limits.record_bytes:
             self._fail(f"has an extension header of {header.size} bytes")
+        if sum(map(len, self._raw)) + header.size > _EXTENSIONS * self._limits.record_bytes:
+            self._fail("has too many extension headers before one entry")
         content = self._take(header.size)
         if padding := -header.size % BLOCK:
             self._take(padding)
@@ -335,13 +357,15 @@ class TarReader:
         if header.typeflag == 0 and header.name.endswith(b"/"):
             kind = Kind.DIRECTORY
         # Header-only types have no content whatever their size field says, as in Go.
-        content_size = 0 if header.typeflag in _HEADER_ONLY else header.size
+        content_size = header.size if kind is Kind.FILE else 0
         stored_size = content_size
         extents: Extents | None = None
         if kind is Kind.FILE:
             size, content_size, extents = self._sparse(header, extensions, content_size)
         else:
             size = 0
+            if _sparse_version(extensions) is not None:
+                self._fail("has a sparse map for what is no file")
         if size > self._limits.file_bytes:
             self._fail(f"has a file of {size} bytes; the limit is {self._limits.file_bytes}")
         self._padding = -stored_size % BLOCK
@@ -377,21 +401,15 @@ class TarReader:
         records = extensions.records
         if header.typeflag == 0x53:  # S
             size, pairs = self._gnu_sparse_map(header)
-        elif extensions.sparse_pairs or any(key.startswith(b"GNU.sparse.") for key in records):
-            version = (records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b""))
-            listed = extensions.sparse_pairs or [
-                part for part in records.get(b"GNU.sparse.map", b"").split(b",") if part
-            ]
-            in_content = version == (b"1", b"0")
-            if in_content:
-                pairs = []
-            elif version in ((b"0", b"0"), (b"0", b"1")) or (version == (b"", b"") and listed):
+        elif (version := _sparse_version(extensions)) is not None:
+            in_content = version == b"1"
+            pairs = []
+            if not in_content:
+                text = records.get(b"GNU.sparse.map")
+                listed = extensions.sparse_pairs or (text.split(b",") if text else [])
                 pairs = self._pairs(listed)
-                count = records.get(b"GNU.sparse.numblocks", b"")
-                if count and int(count) * 2 != len(listed):
+                if self._decimal(records.get(b"GNU.sparse.numblocks", b"")) != len(pairs):
                     self._fail("has a malformed sparse map")
-            else:
-                return stored, stored, None
             header.name = records.get(b"GNU.sparse.name") or header.name
             shown = records.get(b"GNU.sparse.size") or records.get(b"GNU.sparse.realsize") or b""
             size = self._decimal(shown) if shown else stored
@@ -414,7 +432,7 @@ class TarReader:
         return int(text)
 
     def _pairs(self, numbers: list[bytes]) -> list[tuple[int, int]]:
-        if len(numbers) % 2 or len(numbers) > 2 * sparse.MAX_MAP_ENTRIES:
+        if len(numbers) % 2:
             self._fail("has a malformed sparse map")
         values = [self._decimal(number) for number in numbers]
         return list(zip(values[::2], values[1::2], strict=True))
@@ -428,18 +446,19 @@ class TarReader:
         while len(numbers) < wanted:
             if used + BLOCK > stored:
                 self._fail("has a sparse map without an end")
+            if used + BLOCK > self._limits.record_bytes:
+                self._fail("has a sparse map that is too long")
             text += self._take(BLOCK)
             used += BLOCK
             *lines, text = text.split(b"\n")
-            if len(text) > 20:
-                self._fail("has a malformed sparse map")
             for line in lines:
                 if len(numbers) < wanted:
                     numbers.append(line)
                     if len(numbers) == 1:
                         wanted = 1 + 2 * self._decimal(line)
-                        if wanted > 2 * sparse.MAX_MAP_ENTRIES:
-                            self._fail("has a sparse map that is too long")
+            # After the last number come NULs, up to the end of the block.
+            if len(text) > 20 and len(numbers) < wanted:
+                self._fail("has a malformed sparse map")
         return self._pairs(numbers[1:]), used
 
     def _gnu_sparse_map(self, header: _Header) -> tuple[int, list[tuple[int, int]]]:
@@ -452,6 +471,7 @@ class TarReader:
             self._fail("has a file of negative size")
         pairs: list[tuple[int, int]] = []
         fields, more = block[386:482], block[482]
+        used = 0
         while True:
             for start in range(0, len(fields), 24):
                 if fields[start] == 0:
@@ -461,7 +481,8 @@ class TarReader:
                 pairs.append((offset, length))
             if not more:
                 return size, pairs
-            if len(pairs) > sparse.MAX_MAP_ENTRIES:
+            used += BLOCK
+            if used > self._limits.record_bytes:
                 self._fail("has a sparse map that is too long")
             extension = self._take(BLOCK)
             fields, more = extension[:504], extension[504]
@@ -489,6 +510,8 @@ class TarReader:
             self._fail(f"has an owner {uid}:{gid} that no kernel knows")
         if mode < 0:
             self._fail("has a negative mode")
+        if not -_MAX_TIME <= header.mtime_ns < _MAX_TIME:
+            self._fail("has a time that no kernel knows")
         link = b""
         rdev = (0, 0)
         if kind is Kind.SYMLINK:
@@ -497,6 +520,8 @@ class TarReader:
                 self._fail("has a symlink whose target is empty or too long")
         elif kind is Kind.HARDLINK:
             link = self._path(header.link, "link target")
+            if not link:
+                self._fail("has a hard link to the root")
         elif kind is Kind.CHAR or kind is Kind.BLOCK:
             rdev = header.rdev
             if not (0 <= rdev[0] <= _MAX_MAJOR and 0 <= rdev[1] <= _MAX_MINOR):
@@ -506,6 +531,8 @@ class TarReader:
         xattrs: Xattrs = ()
         if records and any(key.startswith(XATTR_PREFIX) for key in records):
             xattrs = accepted_xattrs(records, kind, header.name, self._warn)
+            if not fits(xattrs):
+                self._fail(f"has {len(xattrs)} xattrs of one file: more than it can have")
         if not path and kind is not Kind.DIRECTORY:
             self._fail("has a root that is no directory")
         return Entry(
@@ -530,13 +557,41 @@ class TarReader:
             if b".." in parts:
                 self._fail(f"has a {what} that leaves the root")
             name = b"/".join(parts)
-        if len(name) > 255:
+        if len(name) > 255 or len(name) >= 2 * self._limits.depth:
             parts = name.split(b"/")
             if len(parts) > self._limits.depth:
                 self._fail(f"has a {what} more than {self._limits.depth} levels deep")
             if max(map(len, parts)) > 255:
                 self._fail(f"has a {what} with a component over 255 bytes")
         return name
+
+
+def _for_people(name: bytes) -> str:
+    shown = name if len(name) <= 300 else name[:200] + b"\xe2\x80\xa6" + name[-90:]
+    return shown.decode("utf-8", "backslashreplace")
+
+
+def _kept_bytes(entry: Entry) -> int:
+    """Roughly the memory that an entry needs beyond that of a small one."""
+    kept = len(entry.path) + len(entry.link)
+    if entry.xattrs:
+        kept += sum(200 + len(name) + len(value) for name, value in entry.xattrs)
+    if entry.extents:
+        kept += 120 * len(entry.extents)
+    return kept
+
+
+def _sparse_version(extensions: _Extensions) -> bytes | None:
+    """The major version of GNU's PAX sparse format that an entry has, told as Go does."""
+    records = extensions.records
+    major = records.get(b"GNU.sparse.major", b"")
+    minor = records.get(b"GNU.sparse.minor", b"")
+    if (major, minor) in ((b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
+        return major
+    if major or minor:
+        return None
+    # 0.0 and 0.1 had no versions at first.
+    return b"0" if extensions.sparse_pairs or records.get(b"GNU.sparse.map") else None
 
 
 _NO_DEVICE = b"0000000\x000000000\0"

@@ -7,6 +7,7 @@ it: ``trusted.overlay.overlay.X`` (Documentation/filesystems/overlayfs.rst, "Nes
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 
 from layerstore.formats.entries import Kind, Xattrs
@@ -16,12 +17,20 @@ XATTR_PREFIX = b"SCHILY.xattr."
 TRUSTED_OVERLAY = b"trusted.overlay."
 USER_OVERLAY = b"user.overlay."
 
-_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+CAPABILITY = b"security.capability"
+ACCESS_ACL = b"system.posix_acl_access"
+DEFAULT_ACL = b"system.posix_acl_default"
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 _NEVER = frozenset((b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"))
 """Labels of the host that made them, which mean nothing or something else elsewhere."""
 
 MAX_VALUE = 65535
 """Linux allows 65536; EROFS has a 16-bit field."""
+MAX_LISTED = 64_000
+"""Names of one file together: a little below what listxattr(2) gives at most."""
+MAX_TOTAL = 256_000
+"""Names and values of one file together: a little below what EROFS holds."""
 
 
 def accepted_xattrs(
@@ -29,18 +38,27 @@ def accepted_xattrs(
 ) -> Xattrs:
     """The xattrs of an archive's entry that are kept, sorted; what is dropped is warned of."""
     kept = []
-    shown = name.decode("utf-8", "backslashreplace")
+    shown = name[-300:].decode("utf-8", "backslashreplace")
     for key, value in sorted(records.items()):
         if not key.startswith(XATTR_PREFIX):
             continue
         xattr = key[len(XATTR_PREFIX) :]
-        label = xattr.decode("utf-8", "backslashreplace")
+        label = xattr[:300].decode("utf-8", "backslashreplace")
         if xattr in _NEVER:
             continue
         if xattr.startswith((TRUSTED_OVERLAY, USER_OVERLAY)):
             # The archive of a careless tool: these are marks of the mount it was read from.
             warn(f"{shown!r}: the xattr {label} is overlayfs' own and is dropped")
-        elif not xattr.startswith(_NAMESPACES) or len(xattr) > 255:
+        elif xattr in (ACCESS_ACL, DEFAULT_ACL):
+            # The kernel reads these; what it cannot read would make the file unusable, or the
+            # layer impossible to write out.
+            if value and _is_acl(value) and _may_have(xattr, kind):
+                kept.append((xattr, value))
+            elif value:
+                warn(f"{shown!r}: the value of {label} is no ACL of such a file and is dropped")
+        elif xattr == CAPABILITY and value and not _is_capability(value):
+            warn(f"{shown!r}: the value of {label} is no capability and is dropped")
+        elif not xattr.startswith(_NAMESPACES) or xattr in _NAMESPACES or len(xattr) > 255:
             warn(f"{shown!r}: the xattr {label} is of no known namespace and is dropped")
         elif len(value) > MAX_VALUE:
             warn(f"{shown!r}: the xattr {label} of {len(value)} bytes is too long and is dropped")
@@ -49,6 +67,47 @@ def accepted_xattrs(
         elif value:
             kept.append((xattr, value))
     return tuple(kept)
+
+
+def fits(xattrs: Xattrs) -> bool:
+    """Whether a file can have all of them."""
+    listed = sum(len(name) + 1 for name, _ in xattrs)
+    total = sum(len(name) + len(value) + 8 for name, value in xattrs)
+    return listed <= MAX_LISTED and total <= MAX_TOTAL
+
+
+def _may_have(acl: bytes, kind: Kind) -> bool:
+    return kind is Kind.DIRECTORY or (acl == ACCESS_ACL and kind is not Kind.SYMLINK)
+
+
+_CAPABILITY_SIZES = {1: 12, 2: 20, 3: 24}
+
+
+def _is_capability(value: bytes) -> bool:
+    """As the kernel's get_vfs_caps_from_disk() reads it (linux/capability.h)."""
+    return len(value) >= 4 and _CAPABILITY_SIZES.get(value[3]) == len(value)
+
+
+_ACL_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_ACL_ORDER = (_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER)
+_NOBODY = (1 << 32) - 1
+
+
+def _is_acl(value: bytes) -> bool:
+    """As the kernel's posix_acl_valid() has it (linux/posix_acl_xattr.h)."""
+    if len(value) % 8 != 4 or value[:4] != b"\x02\0\0\0":
+        return False
+    tags = []
+    for tag, permissions, who in _ACL_ENTRY.iter_unpack(value[4:]):
+        if tag not in _ACL_ORDER or permissions > 7:
+            return False
+        if tag in (_USER, _GROUP) and who == _NOBODY:
+            return False
+        tags.append(tag)
+    once = all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER))
+    named = _USER in tags or _GROUP in tags
+    return once and tags == sorted(tags) and named <= tags.count(_MASK) <= 1
 
 
 def emitted_xattrs(
