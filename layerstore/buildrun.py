@@ -81,6 +81,7 @@ def run_step(container: Container, step: RunStep, before: Tree, times: Times) ->
         stubs={stub.path.strip(b"/") for stub in read_stubs(place.state)},
         times=Times(made_since_ns=began_ns, made_at=times.made_at, latest=times.latest),
         ids=rootfs.ids(),
+        takes=True,
         warn=lambda text: container.sink(Warning_(text, str(step.position))),
     )
 

@@ -96,6 +96,7 @@ class Contents(Protocol):
 
     def stage(self, content: bytes) -> Digest: ...
     def writer(self, extents: Extents | None = None, size: int = 0) -> ObjectSink: ...
+    def take(self, path: bytes, digest: Digest, size: int) -> None: ...
 
 
 class Hashed:
@@ -103,6 +104,9 @@ class Hashed:
 
     def stage(self, content: bytes) -> Digest:
         return Digest.of(content)
+
+    def take(self, path: bytes, digest: Digest, size: int) -> None:
+        pass
 
     def writer(self, extents: Extents | None = None, size: int = 0) -> _Hasher:
         return _Hasher(sparse.emit_map(size, extents) if extents is not None else b"")
@@ -147,16 +151,19 @@ def capture(
     stubs: Collection[bytes] = (),
     times: Times = AS_THEY_ARE,
     ids: Ids = SAME_IDS,
+    takes: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Tree:
     """The tree that the container shows. New contents are given to ``contents``.
+
+    With ``takes`` nobody needs the upper directory any more, and its files may be moved.
 
     ``xattr_prefix`` says how this upper directory was mounted; None: it never was one, so nothing
     in it is a mark of overlayfs, and a device 0:0 has no meaning. ``stubs`` are the paths of mount
     points that the launcher made. Raises FormatError for what no layer can say, ConflictError if
     a file changes meanwhile.
     """
-    return _Capture(parent, contents, xattr_prefix, stubs, times, ids, warn).run(upper)
+    return _Capture(parent, contents, xattr_prefix, stubs, times, ids, takes, warn).run(upper)
 
 
 class _Capture:
@@ -168,8 +175,11 @@ class _Capture:
         stubs: Collection[bytes],
         times: Times,
         ids: Ids,
+        takes: bool,
         warn: Callable[[str], None],
     ) -> None:
+        self._takes = takes
+        self._upper = b""
         self._parent = parent
         self._contents = contents
         self._is_upper = prefix is not None
@@ -182,6 +192,7 @@ class _Capture:
         self._linked: dict[tuple[int, int], Node] = {}
 
     def run(self, upper: str | os.PathLike[str]) -> Tree:
+        self._upper = os.fsencode(upper)
         fd = os.open(upper, _DIRECTORY)
         low = self._parent.root
         xattrs = self._xattrs(fd)
@@ -407,10 +418,14 @@ class _Capture:
             before = os.fstat(fd)
             if (before.st_ino, before.st_dev) != (status.st_ino, status.st_dev):
                 self._changed(path)
-            digest, extents = self._stage(fd, before.st_size, path)
+            takes = self._takes and before.st_nlink == 1
+            sink: Contents = Hashed() if takes else self._contents
+            digest, extents = self._stage(sink, fd, before.st_size, path)
             after = os.fstat(fd)
             if _stamp(before) != _stamp(after) or _stamp(before) != _stamp(status):
                 self._changed(path)
+            if takes:
+                self._contents.take(self._upper + b"/" + path, digest, before.st_size)
             return digest, extents
         finally:
             os.close(fd)
@@ -420,14 +435,16 @@ class _Capture:
             f"{show(path)} changed while it was read", hint="stop the container, and try again"
         )
 
-    def _stage(self, fd: int, size: int, path: bytes) -> tuple[Digest, Extents | None]:
+    def _stage(
+        self, sink: Contents, fd: int, size: int, path: bytes
+    ) -> tuple[Digest, Extents | None]:
         if size <= _SMALL:
             content = os.read(fd, size + 1)
             while len(content) < size and (more := os.read(fd, size - len(content))):
                 content += more
             if len(content) != size:
                 self._changed(path)
-            return self._contents.stage(content), None
+            return sink.stage(content), None
         extents: Extents | None = None
         if size >= sparse.SPARSE_HOLES:
             found = canonical_extents(fd, size)
@@ -435,7 +452,7 @@ class _Capture:
                 extents = found
                 holes = size - sum(length for _, length in found)
                 self._warn(f"{show(path)} is sparse: {holes} of its {size} bytes are zeros")
-        with self._contents.writer(extents, size) as writer:
+        with sink.writer(extents, size) as writer:
             for offset, length in ((0, size),) if extents is None else extents:
                 for start in range(offset, offset + length, CHUNK):
                     chunk = os.pread(fd, min(CHUNK, offset + length - start), start)
