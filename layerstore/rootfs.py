@@ -17,7 +17,7 @@ from layerstore.errors import FormatError, HostError, LayerstoreError, UsageErro
 from layerstore.formats import erofs
 from layerstore.formats.entries import NANOSECOND, Entry, Kind
 from layerstore.formats.tree import Node, Tree
-from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY
+from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY, escaped_name
 from layerstore.kernel.mounts import OverlayMount, mount_overlay
 from layerstore.kernel.namespaces import IdMaps, IdRange, in_private_mounts, plan_id_maps
 from layerstore.kernel.process import boot_id
@@ -131,7 +131,7 @@ def _take_attributes_of(node: Entry, upper: Path) -> None:
         os.chown(upper, node.uid, node.gid)
     os.chmod(upper, node.mode)
     for name, value in node.xattrs:
-        os.setxattr(upper, name, value)
+        os.setxattr(upper, escaped_name(name, TRUSTED_OVERLAY), value)
     os.utime(upper, ns=(node.mtime_ns, node.mtime_ns))
 
 
@@ -140,8 +140,10 @@ def _copy_attributes(lower: Path, upper: Path) -> None:
     if os.geteuid() == 0:
         os.chown(upper, status.st_uid, status.st_gid)
     os.chmod(upper, status.st_mode & 0o7777)
-    for name in os.listxattr(lower):
-        if not os.fsencode(name).startswith((TRUSTED_OVERLAY, USER_OVERLAY)):
+    prefix = xattr_prefix()
+    for name in map(os.fsencode, os.listxattr(lower)):
+        # Marks of the lower directory stay there; an image's own names are escaped on both.
+        if not name.startswith(prefix) or name.startswith(prefix + b"overlay."):
             os.setxattr(upper, name, os.getxattr(lower, name))
     os.utime(upper, ns=(status.st_mtime_ns, status.st_mtime_ns))
 

@@ -27,10 +27,6 @@ pytestmark = needs_overlay
                 (b"user.overlay.opaque", b"y"),
             ),
             id="overlayfs' own names",
-            marks=pytest.mark.xfail(
-                reason="rootfs copies them to the upper directory unescaped, or not at all",
-                strict=True,
-            ),
         ),
     ],
 )
