@@ -18,8 +18,12 @@ from layerstore.formats.entries import Extents
 BLOCK = 4096
 """Zeros are looked for in aligned blocks of this many bytes."""
 
-SPARSE_HOLES = 16 << 20
-"""A file is kept sparse if at least so many bytes of it, and half of it, are blocks of zeros."""
+SPARSE_HOLES = 1 << 30
+"""A file is kept sparse if at least so many bytes of it, and half of it, are blocks of zeros.
+
+docker and podman load sparse members, but cannot save or push them again: tar-split has no word for
+them. Below this size a dense member costs a second to hash, and every tool can handle it.
+"""
 
 MAX_MAP = 1 << 20
 """Bytes of a map; Go's archive/tar reads no longer one (CVE-2025-58183)."""
