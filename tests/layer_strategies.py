@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EXDEV
 from pathlib import Path
@@ -29,8 +31,10 @@ _paths = st.sampled_from(PATHS)
 _CONTENTS = (b"", b"x", b"y", b"z" * 5000, bytes(9000))
 _MODES = (0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0)
 _TARGETS = (b"a", b"a/b", b"/b", b"../a", b"nothing")
-_XATTRS: tuple[dict[bytes, bytes], ...] = ({}, {}, {b"user.x": b"1"}, {b"user.x": b"2", b"user.y": b"\0"},
-           {b"security.capability": CAPABILITY}, {b"system.posix_acl_access": ACL})  # fmt: skip
+_XATTRS: tuple[dict[bytes, bytes], ...] = (
+    {}, {}, {b"user.x": b"1"}, {b"user.x": b"2", b"user.y": b"\0"},
+    {b"security.capability": CAPABILITY}, {b"system.posix_acl_access": ACL},
+)  # fmt: skip
 _members = st.builds(
     lambda path, kind, content, mode, uid, target, xattrs, mtime: (
         path, kind, content, mode, uid, target, xattrs, mtime
@@ -85,7 +89,7 @@ def layers(draw: st.DrawFn, *, most: int = 14, explicit: bool = False) -> tuple[
         elif kind == "l":
             made[path] = hardlink(path, files[len(path) % len(files)])
         elif kind == "c":
-            made[path] = Member(path, b"3", mode=mode, device=(1, len(path)))
+            made[path] = Member(path, b"3", mode=mode, device=(1, 3))
         elif kind == "p":
             made[path] = Member(path, b"6", mode=mode, uid=uid)
     return tuple(draw(st.permutations([*made.values(), *markers.values()])))
@@ -142,21 +146,19 @@ class _Verbs:
 
     @staticmethod
     def append(path: bytes, _: bytes, number: int) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW)
-        os.write(fd, b"more" * number)
-        os.close(fd)
+        with _opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            os.write(fd, b"more" * number)
 
     @staticmethod
     def truncate(path: bytes, _: bytes, number: int) -> None:
-        _refuse_special(path)
-        os.truncate(path, number)
+        with _opened(path, os.O_WRONLY) as fd:
+            os.ftruncate(fd, number)
 
     @staticmethod
     def sparse(path: bytes, _: bytes, number: int) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
-        os.ftruncate(fd, (20 << 20) + number)
-        os.pwrite(fd, b"data", number << 20)
-        os.close(fd)
+        with _opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+            os.ftruncate(fd, (20 << 20) + number)
+            os.pwrite(fd, b"data", number << 20)
 
     @staticmethod
     def mkdir(path: bytes, _: bytes, number: int) -> None:
@@ -242,7 +244,7 @@ class _Verbs:
 
     @staticmethod
     def mknod(path: bytes, _: bytes, number: int) -> None:
-        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, number))
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3 + number % 2 * 2))
 
     @staticmethod
     def replace(path: bytes, other: bytes, number: int) -> None:
@@ -263,14 +265,25 @@ class _Verbs:
 
     @staticmethod
     def open(path: bytes, _: bytes, number: int) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW))
+        with _opened(path, os.O_RDWR):
+            pass
 
 
 def _put(path: bytes, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
-    fd = os.open(path, flags, 0o644)
-    os.write(fd, content)
-    os.close(fd)
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        os.write(fd, content)
+
+
+@contextmanager
+def _opened(path: bytes, flags: int) -> Iterator[int]:
+    """A regular file; never a device or a fifo, however it came there."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError("no regular file")
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _remove(path: bytes) -> None:
@@ -283,8 +296,3 @@ def _remove(path: bytes) -> None:
 def _refuse_links(path: bytes) -> None:
     if stat.S_ISLNK(os.lstat(path).st_mode):
         raise OSError("a symlink may lead out of the container")
-
-
-def _refuse_special(path: bytes) -> None:
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError("no regular file")

@@ -67,7 +67,8 @@ class _Shipped:
             spec = spec.replace(
                 metacopy=metacopy or spec.metacopy, redirect_dir=redirect_dir, index=index
             )
-        mounts.mount_overlay(spec, target)
+        # A device in a random layer must never be the host's.
+        mounts.mount_overlay(spec, target, attributes=mounts.NODEV | mounts.NOSUID)
 
 
 DRIVERS: tuple[Driver, ...] = (_Shipped(rootfs.STACKED), _Shipped(rootfs.COMPOSED))
@@ -89,6 +90,14 @@ def in_namespace(work: Callable[[], _T]) -> _T:
     if _executor is None:
         _executor = ThreadPoolExecutor(1, initializer=_alone)
     return _executor.submit(work).result()
+
+
+def leave_namespace() -> None:
+    """The thread that ``in_namespace`` works in is gone; the next call makes another."""
+    global _executor
+    if _executor is not None:
+        _executor.shutdown()
+        _executor = None
 
 
 class Fact(NamedTuple):

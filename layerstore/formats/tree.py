@@ -453,8 +453,12 @@ class _Application:
                 target, found = self._follow(self.editor.root, path)
                 self._bent = True
                 self.warn(f"{show(head)} leads through the symlink {show(path)} to {show(target)}")
-                if found is not None and found.kind is not Kind.DIRECTORY:
-                    raise TreeError(f"{show(path)} leads to {show(target)}, which is no directory")
+                above = target
+                while found is None:  # only what is missing is implied
+                    above = above.rpartition(b"/")[0]
+                    found = self.editor.lookup(above)
+                if found.kind is not Kind.DIRECTORY:
+                    raise TreeError(f"{show(path)} leads to {show(above)}, which is no directory")
                 path = target
             elif node is not None and node.kind is not Kind.DIRECTORY:
                 self.warn(f"{show(path)} is replaced by the directory that entries below it imply")

@@ -25,6 +25,9 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _NEVER = frozenset((b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"))
 """Labels of the host that made them, which mean nothing or something else elsewhere."""
 
+_ESCAPABLE = 255 - len("overlay.")
+"""The longest name that can be escaped."""
+
 MAX_VALUE = 65535
 """Linux allows 65536; EROFS has a 16-bit field."""
 MAX_LISTED = 64_000
@@ -36,7 +39,11 @@ MAX_TOTAL = 256_000
 def accepted_xattrs(
     records: Mapping[bytes, bytes], kind: Kind, name: bytes, warn: Callable[[str], None]
 ) -> Xattrs:
-    """The xattrs of an archive's entry that are kept, sorted; what is dropped is warned of."""
+    """The xattrs of an archive's entry that are kept, sorted; what is dropped is warned of.
+
+    Names that overlayfs has for itself are kept like others: a container that makes them has them
+    in its layer, so the same tar must mean the same. Whoever writes them to disk escapes them.
+    """
     kept = []
     shown = name[-300:].decode("utf-8", "backslashreplace")
     for key, value in sorted(records.items()):
@@ -46,10 +53,7 @@ def accepted_xattrs(
         label = xattr[:300].decode("utf-8", "backslashreplace")
         if xattr in _NEVER:
             continue
-        if xattr.startswith((TRUSTED_OVERLAY, USER_OVERLAY)):
-            # The archive of a careless tool: these are marks of the mount it was read from.
-            warn(f"{shown!r}: the xattr {label} is overlayfs' own and is dropped")
-        elif xattr in (ACCESS_ACL, DEFAULT_ACL):
+        if xattr in (ACCESS_ACL, DEFAULT_ACL):
             # The kernel reads these; what it cannot read would make the file unusable, or the
             # layer impossible to write out.
             if value and _is_acl(value) and _may_have(xattr, kind):
@@ -58,6 +62,10 @@ def accepted_xattrs(
                 warn(f"{shown!r}: the value of {label} is no ACL of such a file and is dropped")
         elif xattr == CAPABILITY and value and not _is_capability(value):
             warn(f"{shown!r}: the value of {label} is no capability and is dropped")
+        elif xattr in (TRUSTED_OVERLAY, USER_OVERLAY) or (
+            xattr.startswith((TRUSTED_OVERLAY, USER_OVERLAY)) and len(xattr) > _ESCAPABLE
+        ):
+            warn(f"{shown!r}: the xattr {label} is overlayfs' own and is dropped")
         elif not xattr.startswith(_NAMESPACES) or xattr in _NAMESPACES or len(xattr) > 255:
             warn(f"{shown!r}: the xattr {label} is of no known namespace and is dropped")
         elif len(value) > MAX_VALUE:

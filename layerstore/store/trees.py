@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerstore.errors import DamagedError
+from layerstore.errors import DamagedError, HostError
 from layerstore.formats import entries as entries_format
 from layerstore.formats.changes import diff
 from layerstore.formats.entries import Entry, Kind
@@ -38,6 +38,8 @@ from layerstore.store.store import Store
 TREE_FORMAT = 1
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_OPEN = 64
+"""Directories open at once: a layer may be deeper than the limit on open files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ class _TreeWriter:
         self._is_root = flavour == "trusted"
         self._root = root
         self._can_reflink = can_reflink(root)
-        # The directories from the root to where we are: path, descriptor, entry.
+        # The directories from the root to where we are: path, descriptor, entry. Of a deep path
+        # only the root and the last few are open; the others have -1.
         self._open: list[tuple[bytes, int, Entry | None]] = []
 
     def write(self, entries: Iterable[Entry]) -> None:
@@ -174,7 +177,8 @@ class _TreeWriter:
                 self._close_directory()
         finally:
             for _, fd, _ in self._open:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
 
     def _go_to(self, head: bytes) -> None:
         """Canonical order puts a directory before what is in it, and leaves it only once."""
@@ -184,6 +188,10 @@ class _TreeWriter:
     def _close_directory(self) -> None:
         _, fd, entry = self._open.pop()
         try:
+            if self._open and self._open[-1][1] < 0:
+                path, _, above = self._open[-1]
+                # Nobody moves directories in staging, so this is the one that was closed.
+                self._open[-1] = (path, os.open(b"..", _DIRECTORY, dir_fd=fd), above)
             if entry is not None:
                 # Last, because making children changes the time, and a mode may forbid them.
                 self._attributes(fd, entry)
@@ -195,6 +203,11 @@ class _TreeWriter:
         if kind is Kind.DIRECTORY:
             os.mkdir(name, 0o700, dir_fd=parent)
             self._open.append((entry.path, os.open(name, _DIRECTORY, dir_fd=parent), entry))
+            if len(self._open) > _MOST_OPEN:
+                path, fd, above = self._open[-_MOST_OPEN]
+                if fd >= 0 and path:
+                    os.close(fd)
+                    self._open[-_MOST_OPEN] = (path, -1, above)
         elif kind is Kind.FILE:
             self._file(entry, name, parent)
         elif kind is Kind.WHITEOUT:
@@ -234,7 +247,7 @@ class _TreeWriter:
             os.chmod(name, entry.mode, dir_fd=parent)
         path = b"/proc/self/fd/%d/%s" % (parent, name)
         for xattr, value in entry.xattrs:
-            self._set_xattr(path, xattr, value)
+            self._set_xattr(path, entry, xattr, value)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _file(self, entry: Entry, name: bytes, parent: int) -> None:
@@ -309,14 +322,21 @@ class _TreeWriter:
             os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
         for xattr, value in entry.xattrs:
-            self._set_xattr(fd, xattr, value)
+            self._set_xattr(fd, entry, xattr, value)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
-    def _set_xattr(self, where: int | bytes, name: bytes, value: bytes) -> None:
+    def _set_xattr(self, where: int | bytes, entry: Entry, name: bytes, value: bytes) -> None:
         try:
             shown = escaped_name(name, self._prefix)
             os.setxattr(where, shown, value, follow_symlinks=isinstance(where, int))
         except OSError as error:
             unprivileged = not self._is_root and error.errno == errno.EPERM
+            if error.errno in (errno.ENOSPC, errno.E2BIG):
+                # ext4 has one block for all xattrs of a file, whatever room the disk has.
+                raise HostError(
+                    f"the xattr {name.decode('utf-8', 'backslashreplace')} of {show(entry.path)}, "
+                    f"of {len(value)} bytes, does not fit the file system of the store",
+                    hint="use --driver composed, a store on XFS or btrfs, or make room on the disk",
+                ) from error
             if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP) and not unprivileged:
                 raise

@@ -1,7 +1,8 @@
 """The canonical tar is frozen: any change of a digest here changes the diff_ids of every layer.
 
-``tar/digests.json`` holds the sha256 of every header. ``tar/go_headers.json`` holds what Go's archive/tar writes for the same entries, compressed with
-zlib and in base64. ``tar/go_headers.go`` made it, from the JSON that ``go_header_of`` describes::
+``tar/digests.json`` holds the sha256 of every header. ``tar/go_headers.json`` holds what Go's
+archive/tar writes for the same entries, compressed with zlib and in base64. ``tar/go_headers.go``
+made it, from the JSON that ``go_header_of`` describes::
 
     python tests/golden/test_golden_tar.py | go run tests/golden/tar/go_headers.go \\
         > tests/golden/tar/go_headers.json
