@@ -25,7 +25,7 @@ from layerstore.archive_images import Found, Layer, find_images
 from layerstore.archive_save import save as save
 from layerstore.archive_source import Files, Part, open_input, opened
 from layerstore.errors import DamagedError, FormatError, NotFoundError, UsageError
-from layerstore.events import Sink, Warning_, ignore
+from layerstore.events import Caution, Sink, ignore
 from layerstore.formats.changes import diff
 from layerstore.formats.entries import Entry
 from layerstore.formats.oci import Json, OciError, emit_config, parse_config
@@ -160,7 +160,7 @@ def _named(found: list[Found], name: ImageRef | None, where: str, sink: Sink) ->
             else "write the archive again with names",
         )
     if nameless:
-        sink(Warning_(f"left out {nameless} images that have no name", where))
+        sink(Caution(f"left out {nameless} images that have no name", where))
     return named
 
 
@@ -169,7 +169,7 @@ def _refs(image: Found, sink: Sink) -> Iterator[ImageRef]:
         try:
             yield ImageRef.parse(text)
         except MalformedName as error:
-            sink(Warning_(f"{error.brief} and is left out", image.where))
+            sink(Caution(f"{error.brief} and is left out", image.where))
 
 
 class _Loader:
@@ -194,7 +194,7 @@ class _Loader:
                 f"but its config names {len(config.diff_ids)}"
             )
         if (config.platform.os, config.platform.architecture) != (wanted.os, wanted.architecture):
-            self._sink(Warning_(f"is an image for {config.platform}, not {wanted}", image.where))
+            self._sink(Caution(f"is an image for {config.platform}, not {wanted}", image.where))
         tree = Tree()
         for layer, diff_id in zip(image.layers, config.diff_ids, strict=True):
             where = f"{self._files.where}: layer {diff_id.short}"
@@ -243,7 +243,7 @@ class _Loader:
             chunks,
             where=where,
             limits=self._limits,
-            warn=lambda text: self._sink(Warning_(text, where)),
+            warn=lambda text: self._sink(Caution(text, where)),
             expect=diff_id,
         )
 
@@ -358,7 +358,7 @@ def _stage_directory(
         transaction,
         xattr_prefix=None,
         times=snapshot.Times(latest=latest),
-        warn=lambda text: sink(Warning_(text, str(path))),
+        warn=lambda text: sink(Caution(text, str(path))),
     )
     entries = diff(Tree(), tree)
     _check_root(entries, path, sink)
@@ -375,12 +375,12 @@ def _stage_root_tar(
             decompressed(stream, limits=limits, where=where),
             where=where,
             limits=limits,
-            warn=lambda text: sink(Warning_(text, where)),
+            warn=lambda text: sink(Caution(text, where)),
             need_end=True,
         )
     _check_root(layer.entries, path, sink)
     try:
-        apply(Tree(), layer.entries, warn=lambda text: sink(Warning_(text, where)))
+        apply(Tree(), layer.entries, warn=lambda text: sink(Caution(text, where)))
     except TreeError as error:
         raise TreeError(f"{where}: {error.brief}") from None
     return layer
@@ -393,4 +393,4 @@ def _check_root(entries: Sequence[Entry], path: Path, sink: Sink) -> None:
             f"{str(path)!r} holds nothing", hint="give a root filesystem: a tar or a directory"
         )
     if b"manifest.json" in names or {b"oci-layout", b"index.json"} <= names:
-        sink(Warning_("looks like an archive of images: layerstore load takes those", str(path)))
+        sink(Caution("looks like an archive of images: layerstore load takes those", str(path)))

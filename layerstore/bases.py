@@ -15,7 +15,7 @@ from pathlib import Path
 from layerstore.archive import stage_archive
 from layerstore.cachekey import Recipe, framed
 from layerstore.errors import BuildError, NotFoundError
-from layerstore.events import Note, Sink, Warning_
+from layerstore.events import Caution, Note, Sink
 from layerstore.formats.changes import diff
 from layerstore.formats.entries import NANOSECOND, Kind
 from layerstore.formats.oci import Json, load_json
@@ -124,7 +124,7 @@ def _one_layer(
 def _host(shop: Workshop, pieces: tuple[str, ...]) -> BaseImage:
     found = host_pieces.collect(pieces)
     for warning in found.warnings:
-        shop.sink(Warning_(warning, "from: host"))
+        shop.sink(Caution(warning, "from: host"))
     title = f"from host: {' '.join(pieces)}"
     config: Json = {"Env": [f"{name}={value}" for name, value in found.env.items()]}
     listing: list[bytes] = []
@@ -216,7 +216,7 @@ def stage_tar_file(shop: Workshop, source: Path) -> Stored:
             decompressed(file, limits=limits, where=str(source)),
             where=str(source),
             limits=limits,
-            warn=lambda text: shop.sink(Warning_(text, str(source))),
+            warn=lambda text: shop.sink(Caution(text, str(source))),
             need_end=True,
         )
 

@@ -18,7 +18,7 @@ from layerstore.bases import BaseImage, Workshop, resolve
 from layerstore.buildrun import Container, run_step
 from layerstore.cachekey import Recipe
 from layerstore.errors import BuildError
-from layerstore.events import Event, Note, Sink, StepFinished, StepStarted, Warning_, ignore
+from layerstore.events import Caution, Event, Note, Sink, StepFinished, StepStarted, ignore
 from layerstore.filesteps import Materials, edit
 from layerstore.formats.changes import diff
 from layerstore.formats.entries import Entry, Kind
@@ -452,7 +452,7 @@ class _Builder:
                 decompressed(file, limits=limits, where=shown),
                 where=shown,
                 limits=limits,
-                warn=lambda text: self._sink(Warning_(text, shown)),
+                warn=lambda text: self._sink(Caution(text, shown)),
             ).entries
 
     # -- the result ------------------------------------------------------------------------

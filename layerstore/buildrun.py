@@ -8,7 +8,7 @@ from pathlib import Path
 
 from layerstore import rootfs
 from layerstore.errors import BuildError, HostError
-from layerstore.events import Output, Sink, Warning_
+from layerstore.events import Caution, Output, Sink
 from layerstore.formats.tree import Tree
 from layerstore.names import DiffID
 from layerstore.runtime import supervise
@@ -82,7 +82,7 @@ def run_step(container: Container, step: RunStep, before: Tree, times: Times) ->
         times=Times(made_since_ns=began_ns, made_at=times.made_at, latest=times.latest),
         ids=rootfs.ids(),
         takes=True,
-        warn=lambda text: container.sink(Warning_(text, str(step.position))),
+        warn=lambda text: container.sink(Caution(text, str(step.position))),
     )
 
 

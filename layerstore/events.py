@@ -23,7 +23,7 @@ class Note(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Warning_(Event):
+class Caution(Event):
     """Something was done that the user may not have meant. ``where`` names the file or step."""
 
     text: str

@@ -36,9 +36,11 @@ needs_userns = pytest.mark.skipif(
     not _can("unshare", "-Ur", "true"), reason="needs user namespaces for plain users"
 )
 
+_TRY_OVERLAY = (
+    "mount -t tmpfs x /mnt && cd /mnt && mkdir l u w m"
+    " && mount -t overlay x -o lowerdir=l,upperdir=u,workdir=w m"
+)
 needs_overlay = pytest.mark.skipif(
-    os.geteuid() != 0
-    or not _can("unshare", "-m", "sh", "-c", "mount -t tmpfs x /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/m"
-                " && mount -t overlay x -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m"),
+    os.geteuid() != 0 or not _can("unshare", "-m", "sh", "-c", _TRY_OVERLAY),
     reason="needs root and overlayfs",
 )

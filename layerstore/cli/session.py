@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from layerstore.cli import output
-from layerstore.events import Event, Note, Sink, Warning_
+from layerstore.events import Caution, Event, Note, Sink
 from layerstore.report.progress import remark
 from layerstore.settings import Settings
 
@@ -40,7 +40,7 @@ class Session:
 
 def tell(event: Event) -> None:
     """Notes and warnings, in lines on standard error."""
-    if isinstance(event, Note | Warning_):
+    if isinstance(event, Note | Caution):
         output.note(remark(event))
 
 

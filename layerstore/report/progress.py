@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Protocol
 
-from layerstore.events import Event, Note, Output, StepFinished, StepStarted, Warning_
+from layerstore.events import Caution, Event, Note, Output, StepFinished, StepStarted
 from layerstore.report.text import clipped, duration, escaped, size
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -25,7 +25,7 @@ class Renderer(Protocol):
     def close(self) -> None: ...
 
 
-def remark(event: Note | Warning_) -> str:
+def remark(event: Note | Caution) -> str:
     if isinstance(event, Note):
         return escaped(event.text)
     where = f"{escaped(event.where)}: " if event.where else ""
@@ -56,7 +56,7 @@ class Lines:
                 self._finish(event)
             case Output():
                 self._output(event.chunk)
-            case Note() | Warning_():
+            case Note() | Caution():
                 self._write(remark(event))
 
     def _start(self, event: StepStarted) -> None:
@@ -125,7 +125,7 @@ class StatusLine:
                 text = plain(event.chunk.strip().rsplit(b"\n", 1)[-1].rsplit(b"\r", 1)[-1])
                 if text:
                     self._draw(f"{self._running} | {text}")
-            case Note() | Warning_():
+            case Note() | Caution():
                 self._stay(remark(event))
 
     def _stay(self, text: str) -> None:

@@ -46,7 +46,7 @@ from layerstore.errors import (
     NotFoundError,
     UsageError,
 )
-from layerstore.events import Event, Warning_
+from layerstore.events import Caution, Event
 from layerstore.formats.compress import Compression
 from layerstore.formats.streams import Limits
 from layerstore.names import DiffID, ImageID, ImageRef, Platform
@@ -586,7 +586,7 @@ def test_a_nameless_image_beside_named_ones_is_left_out_with_a_warning(
     events: list[Event] = []
     [loaded] = load(store, layout.write(tmp_path / "o"), sink=events.append)
     assert loaded.refs == (ref("a:1"),)
-    assert events == [Warning_("left out 1 images that have no name", str(tmp_path / "o"))]
+    assert events == [Caution("left out 1 images that have no name", str(tmp_path / "o"))]
 
 
 def test_one_image_of_an_archive_can_be_staged_for_a_larger_transaction(
@@ -650,7 +650,7 @@ def test_the_image_of_the_wanted_platform_is_chosen(
         sink=events.append,
     )
     assert str(store.images.get(loaded.image_id).config.platform) == chosen
-    foreign = [Warning_(f"is an image for {chosen}, not {wanted}", f"{tmp_path / 'o'}: a:1")]
+    foreign = [Caution(f"is an image for {chosen}, not {wanted}", f"{tmp_path / 'o'}: a:1")]
     assert events == (foreign if chosen == "linux/s390x" else [])
 
 
@@ -1212,5 +1212,5 @@ def test_importing_an_archive_of_images_warns_that_load_was_meant(
     events: list[Event] = []
     imported(store, path, sink=events.append)
     assert events == [
-        Warning_("looks like an archive of images: layerstore load takes those", str(path))
+        Caution("looks like an archive of images: layerstore load takes those", str(path))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from layerstore.events import Event, Note, Output, StepFinished, StepStarted, Warning_
+from layerstore.events import Caution, Event, Note, Output, StepFinished, StepStarted
 from layerstore.report.jsonl import event_line
 from layerstore.report.progress import Lines, StatusLine
 
@@ -16,7 +16,7 @@ BUILD: list[Event] = [
     Output("image", 1, b"o\r\n\x1b[32mgreen\x1b[0m \xff\r"),
     Output("image", 1, b"\x1b]0;title\x07unfinished"),
     StepFinished("image", 1, 1.24, 1, 1_500_000),
-    Warning_("a socket was left out", "spec.yaml:7"),
+    Caution("a socket was left out", "spec.yaml:7"),
     Note("2 tests pass"),
     StepStarted("other", 0, 1, "write /x", "run", ""),
 ]
@@ -89,7 +89,7 @@ def test_events_are_lines_of_json() -> None:
             "chunk_b64": "bw0KG1szMm1ncmVlbhtbMG0g/w0=",
         },
     ]  # fmt: skip
-    assert json.loads(event_line(Warning_("a", "b"))) == {
+    assert json.loads(event_line(Caution("a", "b"))) == {
         "event": "warning", "text": "a", "where": "b",
     }  # fmt: skip
     assert "\n" not in "".join(map(event_line, BUILD))

@@ -92,9 +92,9 @@ def test_nobody_but_the_command_line_prints_exits_or_reads_the_environment() -> 
         if shelf(name) in ("cli", "report"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id in ("print", "exit", "input"):
-                    offenders.append(f"{name}:{node.lineno} calls {node.func.id}")
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id in ("print", "exit", "input"):
+                offenders.append(f"{name}:{called.lineno} calls {called.id}")
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 pair = (node.value.id, node.attr)
                 if pair in (("os", "environ"), ("os", "getenv"), ("sys", "exit")):
