@@ -34,6 +34,7 @@ from layerstore.formats.whiteout import read_name
 from layerstore.formats.xattrs import XATTR_PREFIX, accepted_xattrs, fits
 
 BLOCK = 512
+_KNOWN_OCTALS = 10_000
 _ZEROS = bytes(BLOCK)
 
 MAX_ID = (1 << 32) - 2
@@ -128,6 +129,8 @@ class TarReader:
         self._left = 0
         self._padding = 0
         self._shown: bytes | None = None
+        # Modes, owners and times repeat: looking them up takes a fifth of parsing them.
+        self._octals: dict[bytes, int] = {}
         self.has_end = False
         """Whether the zero blocks that end an archive were there: without them it may be cut."""
 
@@ -303,7 +306,12 @@ class TarReader:
             if not -(1 << 63) <= value < 1 << 63:
                 self._fail(f"has a {what} out of range")
             return value
-        return self._octal(raw, what)
+        known = self._octals.get(raw)
+        if known is None:
+            known = self._octal(raw, what)
+            if len(self._octals) < _KNOWN_OCTALS:
+                self._octals[raw] = known
+        return known
 
     def _octal(self, raw: bytes, what: str) -> int:
         digits = raw.strip(b" \0").partition(b"\0")[0]
