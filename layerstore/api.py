@@ -321,7 +321,7 @@ class Layerstore:
         if damaged and not dry_run:
             for ref in damaged:  # before planning, which must be able to read every name
                 self.store.refs.delete(ref)
-        plan = gc.plan_removal(self.store, images)
+        plan = gc.plan_removal(self.store, images, refs=gone)
         if not dry_run:
             for ref, image_id in gone.items():
                 if image_id is not None:
@@ -463,12 +463,13 @@ class Layerstore:
             make_ballast(self.store.layout)
         return plan
 
-    def check(self, *, read_data: bool = False, repair: bool = False) -> fsck.Report:
-        """What is wrong with the store; with ``repair`` the damaged parts are set aside."""
-        report = fsck.check(self.store, read_data=read_data)
-        if repair:
-            fsck.repair(self.store, report)
-        return report
+    def check(self, *, read_data: bool = False) -> fsck.Report:
+        """What is wrong with the store."""
+        return fsck.check(self.store, read_data=read_data)
+
+    def repair(self, report: fsck.Report) -> tuple[fsck.Problem, ...]:
+        """The damaged parts that could be are set aside; importing or building makes them anew."""
+        return fsck.repair(self.store, report)
 
     def doctor(self) -> HostReport:
         """What this host can do, and what to do about what it can't."""

@@ -104,7 +104,7 @@ def _remembered(shop: Workshop, recipe: Recipe | None) -> DiffID | None:
     if record is None or record.diff_id is None:
         return None
     shop.transaction.lease([record.diff_id])
-    return record.diff_id if shop.store.layers.has(record.diff_id) else None
+    return record.diff_id if shop.store.layers.is_whole(record.diff_id) else None
 
 
 def _remember(shop: Workshop, recipe: Recipe | None, stored: Stored, seconds: float) -> None:

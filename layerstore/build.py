@@ -283,9 +283,10 @@ class _Builder:
         )  # fmt: skip
         if decided.record is not None and decided.record.diff_id is not None:
             self._transaction.lease([decided.record.diff_id])
-            if not self._store.layers.has(decided.record.diff_id):  # collected just now
+            if not self._store.layers.is_whole(decided.record.diff_id):
+                # Collected just now, or damaged: running the step again heals it.
                 return StepPlan(
-                    stage.name, index, step.title, planning.RUN, "its result was removed", recipe
+                    stage.name, index, step.title, planning.RUN, "its result is damaged", recipe
                 )
         return decided
 

@@ -185,6 +185,7 @@ class _Capture:
         self._is_upper = prefix is not None
         # A plain directory's own overlay xattrs are left out below, so no mark is ever found.
         self._prefix = TRUSTED_OVERLAY if prefix is None else prefix
+        self._bookkeeping = frozenset(self._prefix + mark for mark in _BOOKKEEPING)
         self._stubs = frozenset(stubs)
         self._times = times
         self._ids = ids
@@ -475,25 +476,28 @@ class _Capture:
         return tuple(pair for pair in found if pair[1])
 
     def _xattrs(self, fd: int) -> dict[bytes, bytes]:
-        found = {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}
-        return self._without_foreign_marks(found)
+        return self._read_xattrs(fd, follow=True)
 
     def _raw_xattrs(self, dir_fd: int, name: bytes) -> dict[bytes, bytes]:
         """Through the directory's descriptor: a device or fifo is never opened."""
-        path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
-        found = {
-            os.fsencode(xattr): os.getxattr(path, xattr, follow_symlinks=False)
-            for xattr in os.listxattr(path, follow_symlinks=False)
-        }
-        return self._without_foreign_marks(found)
+        return self._read_xattrs(b"/proc/self/fd/%d/%s" % (dir_fd, name), follow=False)
 
-    def _without_foreign_marks(self, found: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """A plain directory may once have been some other overlay's: an archive's rule holds."""
-        if self._is_upper:
-            return found
-        marks = (TRUSTED_OVERLAY, USER_OVERLAY)
-        return {name: value for name, value in found.items() if not name.startswith(marks)}
+    def _read_xattrs(self, where: int | bytes, *, follow: bool) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for xattr in os.listxattr(where, follow_symlinks=follow):
+            name = os.fsencode(xattr)
+            if not self._is_upper:
+                # It may once have been some other overlay's: its marks mean nothing here.
+                if name.startswith((TRUSTED_OVERLAY, USER_OVERLAY)):
+                    continue
+            elif name in self._bookkeeping:
+                continue
+            found[name] = os.getxattr(where, xattr, follow_symlinks=follow)
+        return found
 
+
+_BOOKKEEPING = (b"origin", b"impure", b"nlink", b"upper", b"uuid", b"protattr")
+"""Overlayfs' marks that say nothing of a change. Nearly every copied-up file has an origin."""
 
 _KINDS = {
     stat.S_IFREG: Kind.FILE,

@@ -64,11 +64,13 @@ def fsck(
     json: AsJson = False,
 ) -> int:  # fmt: skip
     """Check the store. Exit code 4 if something is damaged."""
-    report = session.store().check(read_data=read_data, repair=repair)
+    store = session.store()
+    report = store.check(read_data=read_data)
+    set_aside = store.repair(report) if repair else ()
     if json:
         output.say_json(report.to_json())
     else:
-        output.say(terminal.check(report, repaired=repair))
+        output.say(terminal.check(report, set_aside))
     return 0 if report.is_clean else DAMAGED
 
 

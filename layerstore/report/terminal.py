@@ -5,7 +5,7 @@ What is aligned is never clipped: a name that does not fit makes the table wider
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,17 +208,16 @@ def _container_rows(found: Usage, now: float) -> str:
     return table(("CONTAINER", "IMAGE", "CHANGES", "ON DISK", "CREATED"), rows, right="llrr")
 
 
-def check(report: FsckReport, *, repaired: bool) -> str:
-    """What is wrong, whom it concerns, and what to do; or that it has been done."""
+def check(report: FsckReport, set_aside: Collection[object] = ()) -> str:
+    """What is wrong, whom it concerns, and what to do; ``set_aside`` of it has been."""
     lines = []
     for problem in report.problems:
         lines.append(f"{problem.kind}: {escaped(problem.subject)}: {escaped(problem.detail)}")
         if problem.affects:
             lines.append(f"  affects {escaped(', '.join(problem.affects))}")
-        if not repaired:
-            lines.append(f"  hint: {escaped(problem.hint)}")
-    if lines and repaired:
-        lines.append("set aside what could be: check again for what is left")
+        if problem in set_aside:
+            lines.append("  set aside in quarantine/")
+        lines.append(f"  hint: {escaped(problem.hint)}")
     what = ", ".join(
         (_count(report.images, "image"), _count(report.layers, "layer"),
          _count(report.objects, "object"))

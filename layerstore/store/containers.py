@@ -202,17 +202,23 @@ class Containers:
         fsync_path(self._layout.folder("containers"))
         remove_tree(trash)
 
-    def repair_names(self) -> None:
-        """Each container has its name, and no name leads nowhere."""
+    def forget_lost_names(self) -> None:
+        """No name leads to a container that is not there."""
         links = self._layout.folder("names")
         with self._names_locked():
             for name in os.listdir(links):
                 owner = _try_readlink(links / name)
                 if owner is not None and not self.path(owner).exists():
                     (links / name).unlink()
+
+    def repair_names(self) -> None:
+        """Each container has its name, and no name leads nowhere."""
+        self.forget_lost_names()
+        with self._names_locked():
             for container in self.all():
-                if _try_readlink(links / container.name) is None:
-                    (links / container.name).symlink_to(container.container_id)
+                link = self._layout.folder("names") / container.name
+                if _try_readlink(link) is None:
+                    link.symlink_to(container.container_id)
 
     def _move_to(self, trash: Path, container_id: str) -> None:
         try:

@@ -35,6 +35,15 @@ class Layers:
     def has(self, diff_id: DiffID) -> bool:
         return self._layout.layer(diff_id).is_dir()
 
+    def is_whole(self, diff_id: DiffID) -> bool:
+        """Whether the layer is there with every object that it names, each of the right size."""
+        try:
+            entries = self.entries(diff_id)
+        except (NotFoundError, DamagedError):
+            return False
+        sizes = {entry.digest: entry.size for entry in entries if entry.digest is not None}
+        return all(self._objects.has(digest, size) for digest, size in sizes.items())
+
     def all(self) -> list[DiffID]:
         found = os.listdir(self._layout.root / "layers")
         return [DiffID(f"sha256:{name}") for name in sorted(found) if is_digits(name)]

@@ -14,7 +14,8 @@
         config.json                  what was asked for, and the image id
         upper/ work/                 its writable layer
         state/                       the launcher's: state, lock, log, stubs
-    names/<name>                   symlink to a container's id; O_EXCL makes the name unique
+        ephemeral                    there if nobody meant to keep it: its record is not flushed
+    names/<name>                   symlink to a container's id; changed under a lock on the folder
     mounts/<id>                    ROOT until unmounted or rebooted. A view of an image on the host
     cache/<step key>               a build step's record. Weak: keeps nothing alive
     trees/<key>/                   a lower directory of the stacked driver (store.trees).

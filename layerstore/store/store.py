@@ -79,25 +79,20 @@ class Store:
         """
         leases = self.layout.folder("leases")
         staging = self.layout.folder("tmp")
-        for txid in os.listdir(leases):
-            if not locks.is_held(leases / txid):
-                _discard(staging / txid)
-                _discard(leases / txid)
+        trash = self.layout.folder("trash")
+        dead = [leases / txid for txid in os.listdir(leases) if not locks.is_held(leases / txid)]
+        left = [staging / path.name for path in dead] + dead
         for name in os.listdir(staging):
             path = staging / name
-            if path.is_dir():
-                if not (leases / name).exists():
-                    _discard(path)
-            elif not locks.is_held(path):
-                _discard(path)
-        trash = self.layout.folder("trash")
-        for name in os.listdir(trash):
-            _discard(trash / name)
-
-
-def _discard(path: Path) -> None:
-    with suppress(OSError):
-        remove_tree(path)
+            if not (leases / name).exists() if path.is_dir() else not locks.is_held(path):
+                left.append(path)
+        left += [trash / name for name in os.listdir(trash)]
+        if left:
+            with suppress(OSError):
+                self.containers.forget_lost_names()
+        for path in left:
+            with suppress(OSError):
+                remove_tree(path)
 
 
 _OWN_NAMES = {
