@@ -8,7 +8,6 @@ how it was made: a step that runs again to the same bytes stops the cascade.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 
@@ -39,11 +38,7 @@ class Recipe:
 
 def framed(parts: Iterable[bytes]) -> Digest:
     """The digest of a list of byte strings: different lists, different digests."""
-    hasher = hashlib.sha256()
-    for part in parts:
-        hasher.update(b"%d:" % len(part))
-        hasher.update(part)
-    return Digest("sha256:" + hasher.hexdigest())
+    return Digest.of(b"".join([b"%d:%b" % (len(part), part) for part in parts]))
 
 
 def canonical(value: object, *, without: frozenset[str] = frozenset()) -> str:

@@ -96,16 +96,22 @@ class Contents(Protocol):
 
     def stage(self, content: bytes) -> Digest: ...
     def writer(self, extents: Extents | None = None, size: int = 0) -> ObjectSink: ...
-    def take(self, path: bytes, digest: Digest, size: int) -> None: ...
+    def take(
+        self, path: bytes, digest: Digest, size: int, content: bytes | None = None
+    ) -> None: ...
 
 
 class Hashed:
     """Contents that are only told apart, and kept nowhere: for looking at changes."""
 
+    last: bytes | None = None
+    """The content of the last small file."""
+
     def stage(self, content: bytes) -> Digest:
+        self.last = content
         return Digest.of(content)
 
-    def take(self, path: bytes, digest: Digest, size: int) -> None:
+    def take(self, path: bytes, digest: Digest, size: int, content: bytes | None = None) -> None:
         pass
 
     def writer(self, extents: Extents | None = None, size: int = 0) -> _Hasher:
@@ -420,13 +426,15 @@ class _Capture:
             if (before.st_ino, before.st_dev) != (status.st_ino, status.st_dev):
                 self._changed(path)
             takes = self._takes and before.st_nlink == 1
-            sink: Contents = Hashed() if takes else self._contents
+            hashed = Hashed()
+            sink: Contents = hashed if takes else self._contents
             digest, extents = self._stage(sink, fd, before.st_size, path)
             after = os.fstat(fd)
             if _stamp(before) != _stamp(after) or _stamp(before) != _stamp(status):
                 self._changed(path)
             if takes:
-                self._contents.take(self._upper + b"/" + path, digest, before.st_size)
+                name_on_disk = self._upper + b"/" + path
+                self._contents.take(name_on_disk, digest, before.st_size, hashed.last)
             return digest, extents
         finally:
             os.close(fd)

@@ -187,8 +187,10 @@ class Containers:
         One rename out of ``containers/`` decides; what a crash leaves in ``trash/`` the next open
         removes.
         """
+        is_ephemeral = False
         try:
-            names = [self.get(container_id).name]
+            container = self.get(container_id)
+            names, is_ephemeral = [container.name], container.ephemeral
         except DamagedError:
             names = self._names_of(container_id)
         trash = self._layout.folder("trash") / f"{container_id}-{new_id()}"
@@ -199,7 +201,8 @@ class Containers:
                 raise NotFoundError(f"there is no container {container_id}") from None
             for name in names:
                 self._release(name, container_id)
-        fsync_path(self._layout.folder("containers"))
+        if not is_ephemeral:  # one that a power cut brings back is removed at the next collection
+            fsync_path(self._layout.folder("containers"))
         remove_tree(trash)
 
     def forget_lost_names(self) -> None:

@@ -86,14 +86,23 @@ class Layers:
             )
 
 
-def assembled(pieces: Iterable[tar.Piece], open_object: Callable[[Digest], int]) -> Iterator[bytes]:
-    """The archive's bytes in chunks of about a MiB."""
+def _nothing(digest: Digest) -> bytes | None:
+    return None
+
+
+def assembled(
+    pieces: Iterable[tar.Piece],
+    open_object: Callable[[Digest], int],
+    at_hand: Callable[[Digest], bytes | None] = _nothing,
+) -> Iterator[bytes]:
+    """The archive's bytes in chunks of about a MiB. ``at_hand``: contents that are in memory."""
     ready: list[bytes] = []
     size = 0
     for piece in pieces:
-        if piece.digest is None:
-            ready.append(piece.raw)
-            size += len(piece.raw)
+        content = at_hand(piece.digest) if piece.digest is not None else piece.raw
+        if piece.digest is None or (content is not None and len(content) == piece.length):
+            ready.append(content or b"")
+            size += len(ready[-1])
         else:
             fd = open_object(piece.digest)
             try:
@@ -131,7 +140,7 @@ def stage_entries(transaction: Transaction, entries: list[Entry]) -> Stored:
     """A new layer in canonical form. Its objects are staged already."""
     check_names(entries)
     hasher = hashlib.sha256()
-    for chunk in assembled(tar.pieces(entries), transaction.open_object):
+    for chunk in assembled(tar.pieces(entries), transaction.open_object, transaction.at_hand):
         hasher.update(chunk)
     diff_id = DiffID("sha256:" + hasher.hexdigest())
     transaction.stage_layer(diff_id, entries, foreign=False)

@@ -27,6 +27,8 @@ from layerstore.formats.tar import Piece
 from layerstore.names import Digest
 
 MAGIC = b"LSTSPLT1"
+_TOGETHER = 64 << 10
+"""Bytes of records compressed by one call: records are small, and calls are not free."""
 _RAW = struct.Struct("<cI")
 _FILE = struct.Struct("<c32sQQ")
 
@@ -37,6 +39,8 @@ class TarsplitWriter:
     def __init__(self, fd: int) -> None:
         self._file = os.fdopen(fd, "wb")
         self._hasher = hashlib.sha256()
+        self._records: list[bytes] = []
+        self._size = 0
         self._compressor = zstandard.ZstdCompressor(level=3).compressobj()
         self._write(MAGIC)
 
@@ -48,7 +52,15 @@ class TarsplitWriter:
         self._write(_FILE.pack(b"F", digest.raw, offset, length))
 
     def _write(self, record: bytes) -> None:
-        self._put(self._compressor.compress(record))
+        self._records.append(record)
+        self._size += len(record)
+        if self._size >= _TOGETHER:
+            self._compress()
+
+    def _compress(self) -> None:
+        self._put(self._compressor.compress(b"".join(self._records)))
+        self._records.clear()
+        self._size = 0
 
     def _put(self, packed: bytes) -> None:
         self._hasher.update(packed)
@@ -56,6 +68,7 @@ class TarsplitWriter:
 
     def finish(self) -> None:
         """Everything is written; the descriptor is closed."""
+        self._compress()
         self._put(self._compressor.flush())
         self._file.write(self._hasher.digest())
         self._file.close()
