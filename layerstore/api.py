@@ -445,9 +445,10 @@ class Layerstore:
         """What a container changed."""
         return running.changes(self.store, name)
 
-    def commit(self, name: str, ref: ImageRef) -> ImageID:
-        """An image of a stopped container."""
-        return running.commit(self.store, name, ref, epoch=self.settings.source_date_epoch)
+    def commit(self, name: str, ref: ImageRef, *, pause: bool = True) -> ImageID:
+        """An image of a container, which stands still meanwhile if it runs, unless not wanted."""
+        epoch = self.settings.source_date_epoch
+        return running.commit(self.store, name, ref, epoch=epoch, pause=pause)
 
     # -- the store ---------------------------------------------------------------------------
 

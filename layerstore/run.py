@@ -7,26 +7,39 @@ store; the changes stay in the container's upper directory until it is removed.
 from __future__ import annotations
 
 import os
-import signal
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from layerstore import rootfs
-from layerstore.errors import ConflictError, HostError, NotFoundError, UsageError
+from layerstore import live, rootfs
+from layerstore.errors import (
+    ConflictError,
+    HostError,
+    LayerstoreError,
+    NotFoundError,
+    UsageError,
+)
 from layerstore.formats.changes import diff
 from layerstore.formats.entries import Entry, Kind
 from layerstore.formats.oci import Json, emit_config, load_json
 from layerstore.formats.tree import Tree
 from layerstore.kernel import caps
+from layerstore.kernel.cgroups import Cgroup
+from layerstore.kernel.fs import fsync_path, write_all
+from layerstore.kernel.mounts import OverlayMount
+from layerstore.kernel.process import SIGKILL, parse_signal
 from layerstore.names import ImageID, ImageRef
-from layerstore.runtime import supervise
+from layerstore.runtime import deliver, record, supervise
+from layerstore.runtime.attach import DETACH_KEYS
+from layerstore.runtime.detached import Monitor
 from layerstore.runtime.limits import Limits
-from layerstore.runtime.plan import Bind, LaunchPlan, Tmpfs, parse_user
+from layerstore.runtime.plan import Bind, LaunchError, LaunchPlan, Tmpfs, parse_user
 from layerstore.runtime.state import State, cleanup_leftovers, read_state, read_stubs
 from layerstore.runtime.supervise import Outcome
+from layerstore.runtime.upkeep import HealthCheck, Kept, MonitorPlan, Restart, Upkeep
 from layerstore.snapshot import AS_THEY_ARE, Contents, Hashed, Times, capture
 from layerstore.store.atomic import new_id
 from layerstore.store.containers import Container
@@ -34,6 +47,7 @@ from layerstore.store.images import Image
 from layerstore.store.layers import stage_entries
 from layerstore.store.store import Store
 
+_UNSTARTED_S = 60.0
 _ADJECTIVES = (
     "brave", "calm", "clear", "eager", "fair", "gentle", "happy", "keen",
     "lively", "neat", "proud", "quick", "quiet", "sharp", "steady", "warm",
@@ -69,6 +83,17 @@ class RunOptions:
     remove: bool = False
     interactive: bool = False
     terminal: bool = False
+    init: bool = False
+    restart: Restart = field(default_factory=Restart)
+    stop_signal: str | None = None
+    """Instead of the image's, and of TERM."""
+    stop_timeout_s: float | None = None
+    log_size: int | None = None
+    """Bytes of one file of a detached container's log."""
+    log_files: int | None = None
+    health: HealthCheck | None = None
+    """Instead of the image's."""
+    no_health: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +105,7 @@ class ContainerStatus:
 
     @property
     def is_running(self) -> bool:
-        return self.state.status == "running"
+        return self.state.status in ("running", "paused", "restarting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +128,10 @@ def run(
 
     Raises LaunchError (125, 126, 127) if the command did not start; the container is removed then.
     """
+    if options.restart.policy != "no":
+        raise UsageError(
+            "a container in the foreground is not restarted", hint="run it with -d, then attach"
+        )
     container, plan = create(store, options)
     folder = store.containers.path(container.container_id)
     keep = False
@@ -113,6 +142,87 @@ def run(
     finally:
         if not keep and folder.exists():
             store.containers.remove(container.container_id)
+
+
+def run_detached(store: Store, options: RunOptions) -> Container:
+    """A new container whose command runs on by itself, with a monitor that keeps its output.
+
+    Raises as ``run``.
+    """
+    monitor = Monitor()
+    try:
+        container, plan = create(store, options)
+        try:
+            monitor.start(monitor_plan(store, container, plan, _upkeep(store, options)))
+        except BaseException:
+            _discard(store, container)
+            raise
+        return container
+    finally:
+        monitor.close()
+
+
+def run_on_terminal(
+    store: Store,
+    options: RunOptions,
+    *,
+    stdin: int = 0,
+    stdout: int = 1,
+    stderr: int = 2,
+    detach_keys: bytes = DETACH_KEYS,
+) -> tuple[Container, Outcome | None]:
+    """As ``run``, with a monitor, so that the caller may detach: then there is no Outcome."""
+    monitor = Monitor()
+    try:
+        container, plan = create(store, options)
+        try:
+            whole = monitor_plan(store, container, plan, _upkeep(store, options))
+            outcome = monitor.run_attached(
+                whole, stdin=stdin if options.interactive else None, window=stdin,
+                stdout=stdout, stderr=stderr, detach_keys=detach_keys,
+            )  # fmt: skip
+        except LaunchError:
+            _discard(store, container)
+            raise
+        return container, outcome
+    finally:
+        monitor.close()
+
+
+def _discard(store: Store, container: Container) -> None:
+    with suppress(NotFoundError, FileNotFoundError):
+        state_dir = store.containers.path(container.container_id) / "state"
+        deliver.end(state_dir, SIGKILL, 0)
+        cleanup_leftovers(state_dir)
+        store.containers.remove(container.container_id)
+
+
+def monitor_plan(
+    store: Store, container: Container, plan: LaunchPlan, upkeep: Upkeep
+) -> MonitorPlan:
+    """What a monitor of the container does."""
+    folder = store.containers.path(container.container_id)
+    at_end: tuple[str, ...] = ()
+    if container.ephemeral:
+        places = (_PACKAGES, os.pathsep.join(sys.path), str(store.layout.root))
+        at_end = (sys.executable, "-I", "-S", "-c", _AT_END, *places, container.container_id)
+    return MonitorPlan(plan=plan, upkeep=upkeep, log_dir=str(folder / "log"), at_end=at_end)
+
+
+_PACKAGES = str(Path(__file__).resolve().parents[1])
+_AT_END = (
+    "import os, sys; sys.path[:0] = [sys.argv[1], *sys.argv[2].split(os.pathsep)]; "
+    "from layerstore.run import forget; forget(*sys.argv[3:])"
+)
+
+
+def forget(root: str, container_id: str) -> None:
+    """The container that has ended is gone, if nobody else has removed it."""
+    with suppress(LayerstoreError):
+        store = Store.open(Path(root))
+        with suppress(FileNotFoundError):
+            cleanup_leftovers(store.containers.path(container_id) / "state")
+            store.containers.remove(container_id)
 
 
 def create(store: Store, options: RunOptions) -> tuple[Container, LaunchPlan]:
@@ -139,7 +249,11 @@ def create(store: Store, options: RunOptions) -> tuple[Container, LaunchPlan]:
         )
         folder = store.containers.create(transaction, container)
     try:
-        return container, _plan(store, options, image, container, folder)
+        plan = _plan(store, options, image, container, folder)
+        upkeep = _upkeep(store, options)
+        save_kept(folder, Kept(plan=plan.replace(root=OverlayMount()), upkeep=upkeep),
+                  is_durable=not container.ephemeral)  # fmt: skip
+        return container, plan
     except BaseException:
         store.containers.remove(container_id)
         raise
@@ -192,8 +306,82 @@ def _plan(
         interactive=options.interactive,
         capabilities=_capabilities(options),
         no_new_privs=options.no_new_privs,
+        init=options.init,
         state_dir=folder / "state",
     )
+
+
+def _upkeep(store: Store, options: RunOptions) -> Upkeep:
+    image = store.images.find(options.image)
+    usual = Upkeep()
+    signal_name = options.stop_signal or image.config.run.stop_signal
+    timeout, size, files = options.stop_timeout_s, options.log_size, options.log_files
+    return Upkeep(
+        restart=options.restart,
+        stop_signal=parse_signal(signal_name) if signal_name else usual.stop_signal,
+        stop_timeout_s=usual.stop_timeout_s if timeout is None else timeout,
+        log_size=usual.log_size if size is None else size,
+        log_files=usual.log_files if files is None else files,
+        health=None if options.no_health else options.health or _health_of(image),
+    )
+
+
+def _health_of(image: Image) -> HealthCheck | None:
+    """Docker's extension of the image config; times in nanoseconds, 0 is the default."""
+    document = load_json(image.raw_config, where=f"image {image.image_id.short}")
+    check = (document.get("config") or {}).get("Healthcheck") or {}
+    test = check.get("Test") or ["NONE"]
+    if test[0] == "NONE":
+        return None
+    argv = ["/bin/sh", "-c", *test[1:]] if test[0] == "CMD-SHELL" else test[1:]
+    usual = HealthCheck(argv=tuple(map(os.fsencode, argv)))
+    return usual.replace(
+        interval_s=(check.get("Interval") or 0) / 1e9 or usual.interval_s,
+        timeout_s=(check.get("Timeout") or 0) / 1e9 or usual.timeout_s,
+        start_period_s=(check.get("StartPeriod") or 0) / 1e9,
+        retries=check.get("Retries") or usual.retries,
+    )
+
+
+def save_kept(folder: Path, kept: Kept, *, is_durable: bool = True) -> None:
+    """The container can be started, and entered, from now on."""
+    fd = os.open(folder / "launch.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        write_all(fd, record.emit(kept).encode())
+        if is_durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    (folder / "launch.json.tmp").rename(folder / "launch.json")
+    if is_durable:
+        fsync_path(folder)
+
+
+def plan_again(store: Store, container: Container) -> tuple[LaunchPlan, Upkeep]:
+    """What starts the container once more, over the changes that it made before."""
+    check_same_user(container)
+    folder = store.containers.path(container.container_id)
+    kept = live.Found(str(folder), container.name).kept()
+    root = rootfs.overlay(
+        store,
+        container.diff_ids,
+        driver=container.driver,
+        upper=folder / "upper",
+        work=folder / "work",
+        volatile=container.ephemeral,
+    )
+    return kept.plan.replace(root=root), kept.upkeep
+
+
+def check_same_user(container: Container) -> None:
+    """Raises HostError if the marks of overlayfs in its upper directory are not for us to read."""
+    mine = rootfs.xattr_prefix().decode()
+    if container.xattr_prefix != mine:
+        raise HostError(
+            f"the container {container.name} was made "
+            + ("by root" if mine.startswith("user") else "by a plain user"),
+            hint="use it as the same user",
+        )
 
 
 def _capabilities(options: RunOptions) -> frozenset[str]:
@@ -233,9 +421,35 @@ def parse_bind(text: str) -> Bind:
 
 
 def status(store: Store, container: Container) -> ContainerStatus:
-    return ContainerStatus(
-        container, read_state(store.containers.path(container.container_id) / "state")
-    )
+    """What is true now; what a killed monitor left behind is gone."""
+    state_dir = store.containers.path(container.container_id) / "state"
+    state = read_state(state_dir)
+    if state.cgroups and not state.is_supervised:
+        with suppress(ConflictError):  # it has just been started again
+            state = cleanup_leftovers(state_dir)
+    if state.status == "running" and Cgroup.of_paths(state.cgroups).is_frozen:
+        state = state.replace(status="paused")
+    return ContainerStatus(container, state)
+
+
+def tidy(store: Store) -> list[str]:
+    """What killed commands left of containers is gone; the ids of those that are gone themselves.
+
+    Those are the ones of ``run --rm``. One that was never started may be about to be, for a minute.
+    """
+    gone = []
+    for container in store.containers.all():
+        found = store.containers.path(container.container_id)
+        with suppress(ConflictError, NotFoundError, FileNotFoundError):
+            state = status(store, container).state
+            if not container.ephemeral or state.is_supervised or state.status == "running":
+                continue
+            if state.status == "created" and time.time() - found.stat().st_mtime < _UNSTARTED_S:
+                continue
+            cleanup_leftovers(found / "state")
+            store.containers.remove(container.container_id)
+            gone.append(container.container_id)
+    return gone
 
 
 def remove(store: Store, name: str, *, force: bool = False) -> str:
@@ -243,16 +457,13 @@ def remove(store: Store, name: str, *, force: bool = False) -> str:
     container_id = store.containers.find(name)
     state_dir = store.containers.path(container_id) / "state"
     state = read_state(state_dir)
-    if state.status == "running":
+    if state.is_supervised or state.status in ("running", "restarting"):
         if not force:
             raise ConflictError(
                 f"the container {name} is running",
                 hint=f"stop it first, or use layerstore rm --force {name}",
             )
-        _kill(state)
-        deadline = time.monotonic() + 10
-        while read_state(state_dir).status == "running" and time.monotonic() < deadline:
-            time.sleep(0.02)
+        deliver.end(state_dir, SIGKILL, timeout_s=10)
     if state_dir.is_dir():
         cleanup_leftovers(state_dir)
     try:
@@ -263,12 +474,6 @@ def remove(store: Store, name: str, *, force: bool = False) -> str:
     return container_id
 
 
-def _kill(state: State) -> None:
-    if state.pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(state.pid, signal.SIGKILL)
-
-
 # -- what it changed -----------------------------------------------------------------------------
 
 
@@ -277,13 +482,7 @@ def changed_entries(
 ) -> tuple[Tree, list[Entry]]:
     """The parent tree, and the entries that the container's changes are."""
     folder = store.containers.path(container.container_id)
-    mine = rootfs.xattr_prefix().decode()
-    if container.xattr_prefix != mine:
-        raise HostError(
-            f"the container {container.name} was made "
-            + ("by root" if mine.startswith("user") else "by a plain user"),
-            hint="read it as the same user",
-        )
+    check_same_user(container)
     parent = store.layers.tree(container.diff_ids)
     tree = capture(
         folder / "upper",
@@ -315,14 +514,36 @@ def changes_of(parent: Tree, entries: list[Entry]) -> list[Change]:
     return found
 
 
-def commit(store: Store, name: str, ref: ImageRef, *, epoch: int | None = None) -> ImageID:
-    """An image of the container's layers and its changes. Raises ConflictError while it runs."""
+@contextmanager
+def frozen(store: Store, container: Container) -> Iterator[None]:
+    """If the container runs, its processes stand still meanwhile. Raises HostError."""
+    state = status(store, container).state
+    if state.status != "running":
+        yield
+        return
+    cgroup = Cgroup.of_paths(state.cgroups)
+    cgroup.freeze()
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # it was killed
+            cgroup.thaw()
+
+
+def commit(
+    store: Store, name: str, ref: ImageRef, *, epoch: int | None = None, pause: bool = True
+) -> ImageID:
+    """An image of the container's layers and its changes.
+
+    If it runs, its processes stand still meanwhile; without ``pause`` they don't, and a file that
+    changes while it is read may be in the image half old and half new.
+    """
     container = store.containers.get(store.containers.find(name))
-    if status(store, container).is_running:
-        raise ConflictError(
-            f"the container {name} is running",
-            hint="stop it first: its files may change while they are read",
-        )
+    with frozen(store, container) if pause else nullcontext():
+        return _commit(store, container, ref, epoch)
+
+
+def _commit(store: Store, container: Container, ref: ImageRef, epoch: int | None) -> ImageID:
     image = store.images.get(container.image_id)
     with store.transaction() as transaction:
         transaction.lease([image.image_id, *image.diff_ids])

@@ -1,6 +1,6 @@
 """``layerstore``: finds the command in the words, and the one module that it needs.
 
-``run``, ``ps`` and ``rm`` are parsed by hand, since Typer alone takes longer to import than a
+What deals with containers is parsed by hand, since Typer alone takes longer to import than a
 container to start. Everything else is Typer's, with only the command's own module imported.
 """
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from layerstore.settings import Settings
 
 RUN_FAILED = 125
+_BY_RUN = frozenset(("run", "create", "ps", "rm"))
+_BY_LIFE = frozenset(("start", "restart", "cp"))
 _GLOBAL = ("--root", "--driver")
 
 
@@ -49,8 +51,12 @@ def _dispatch(given: dict[str, str], command: str, rest: list[str]) -> int:
 
         parsed = parse(HOT[command], rest[1:])
         if parsed is not None:
-            from layerstore.cli.run import execute
-
+            if command in _BY_RUN:
+                from layerstore.cli.run import execute
+            elif command in _BY_LIFE:
+                from layerstore.cli.life import execute
+            else:
+                from layerstore.cli.live import execute
             return execute(command, _settings(given), parsed)
     if command == "--version":
         from layerstore import __version__

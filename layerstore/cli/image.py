@@ -248,9 +248,13 @@ def commit(
     container: Annotated[str, typer.Argument(metavar="CONTAINER", help="A name or an id.",
                                              show_default=False)],
     name: NewName,
+    pause: Annotated[
+        bool, typer.Option("--pause/--no-pause", help="Let a running container stand still "
+                           "meanwhile, as by default.", show_default=False)
+    ] = True,
 ) -> None:  # fmt: skip
-    """Make an image of a stopped container, and print its id."""
-    output.say(session.store().commit(container, ImageRef.parse(name)))
+    """Make an image of a container, and print its id."""
+    output.say(session.store().commit(container, ImageRef.parse(name), pause=pause))
 
 
 def mount(

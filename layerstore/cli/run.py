@@ -1,4 +1,4 @@
-"""``run``, ``ps`` and ``rm``: commands that must start fast.
+"""``run``, ``create``, ``ps`` and ``rm``: commands that must start fast.
 
 They call the module that the API calls, ``layerstore.run``, without the API, whose other half is
 the builder. Nothing here may import Typer; a test says so.
@@ -12,20 +12,21 @@ import time
 from layerstore import run as running
 from layerstore.cli import output
 from layerstore.cli.options import Parsed
-from layerstore.errors import LayerstoreError, NotFoundError, UsageError
+from layerstore.cli.values import converted, detach_keys, environment, exit_code
+from layerstore.errors import LayerstoreError, UsageError
 from layerstore.report.text import age, clipped, escaped, span, table
 from layerstore.runtime.limits import Limits, parse_cpus, parse_pids, parse_size, parse_swap
 from layerstore.runtime.plan import Tmpfs
+from layerstore.runtime.upkeep import HealthCheck, parse_duration, parse_restart
 from layerstore.store.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
-
-    T = TypeVar("T")
+    from typing import Any
 
     from layerstore.run import ContainerStatus, RunOptions
+    from layerstore.runtime.supervise import Outcome
     from layerstore.settings import Settings
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -35,7 +36,7 @@ _IGNORED_TMPFS_OPTIONS = frozenset(("rw", "nosuid", "nodev", "noexec", ""))
 
 def execute(command: str, settings: Settings, parsed: Parsed) -> int:
     """The exit code."""
-    return _COMMANDS[command](settings, parsed)
+    return COMMANDS[command](settings, parsed)
 
 
 # -- run -----------------------------------------------------------------------------------------
@@ -43,10 +44,24 @@ def execute(command: str, settings: Settings, parsed: Parsed) -> int:
 
 def _run(settings: Settings, parsed: Parsed) -> int:
     options = run_options(parsed, driver=settings.driver)
-    outcome = running.run(Store.open(settings.root), options)
-    if outcome.oom_killed:
-        output.note("layerstore: the kernel killed a process of the container for want of memory")
-    return outcome.exit_code
+    store = Store.open(settings.root)
+    if parsed.has("detach"):
+        output.say(running.run_detached(store, options).container_id)
+        return 0
+    outcome: Outcome | None
+    if parsed.has("tty"):
+        _, outcome = running.run_on_terminal(store, options, detach_keys=detach_keys(parsed))
+    else:
+        outcome = running.run(store, options)
+    return exit_code(outcome)
+
+
+def _create(settings: Settings, parsed: Parsed) -> int:
+    container, _ = running.create(
+        Store.open(settings.root), run_options(parsed, driver=settings.driver)
+    )
+    output.say(container.container_id)
+    return 0
 
 
 def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
@@ -58,7 +73,7 @@ def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
         argv=tuple(argv),
         entrypoint=None if entrypoint is None else (entrypoint,) if entrypoint else (),
         name=parsed.text("name"),
-        env=_environment(parsed),
+        env=environment(parsed),
         user=parsed.text("user"),
         workdir=parsed.text("workdir"),
         hostname=parsed.text("hostname"),
@@ -66,10 +81,10 @@ def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
         tmpfs=tuple(_tmpfs(text) for text in parsed.texts("tmpfs")),
         network=parsed.text("network") or "none",
         limits=Limits(
-            memory=_converted(parsed, "memory", parse_size),
-            memory_swap=_converted(parsed, "memory_swap", parse_swap),
-            cpus=_converted(parsed, "cpus", parse_cpus),
-            pids=_converted(parsed, "pids_limit", parse_pids),
+            memory=converted(parsed, "memory", parse_size),
+            memory_swap=converted(parsed, "memory_swap", parse_swap),
+            cpus=converted(parsed, "cpus", parse_cpus),
+            pids=converted(parsed, "pids_limit", parse_pids),
         ),
         cap_add=parsed.texts("cap_add"),
         cap_drop=parsed.texts("cap_drop"),
@@ -79,41 +94,49 @@ def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
         remove=parsed.has("rm"),
         interactive=parsed.has("interactive"),
         terminal=parsed.has("tty"),
+        init=parsed.has("init"),
+        restart=parse_restart(parsed.text("restart") or "no"),
+        stop_signal=parsed.text("stop_signal"),
+        stop_timeout_s=converted(parsed, "stop_timeout", parse_duration),
+        **_log_options(parsed),
+        health=_health(parsed),
+        no_health=parsed.has("no_healthcheck"),
     )
 
 
-def _converted(parsed: Parsed, key: str, convert: Callable[[str], T]) -> T | None:
-    text = parsed.text(key)
-    return None if text is None else convert(text)
+def _log_options(parsed: Parsed) -> dict[str, Any]:  # Any: two fields of RunOptions
+    found: dict[str, int] = {}
+    for text in parsed.texts("log_opt"):
+        name, _, value = text.partition("=")
+        if name == "max-size":
+            found["log_size"] = parse_size(value)
+        elif name == "max-file" and value.isascii() and value.isdigit():
+            found["log_files"] = int(value)
+        else:
+            raise UsageError(
+                f"{text!r} is not an option of logs", hint="write max-size=16m or max-file=4"
+            )
+    return found
 
 
-def _environment(parsed: Parsed) -> dict[str, str]:
-    """Files first, in their order; a name without a value is passed on if we have it."""
-    words: list[str] = []
-    for path in parsed.texts("env_file"):
-        words += _env_file(path)
-    words += parsed.texts("env")
-    env: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name or name.strip() != name:
-            raise UsageError(f"{word!r} is not a variable", hint="write NAME=VALUE, or NAME alone")
-        if equals:
-            env[name] = value
-        elif name in os.environ:
-            env[name] = os.environ[name]
-    return env
-
-
-def _env_file(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.strip("\n").lstrip() for line in file]
-    except OSError as error:
-        raise NotFoundError(
-            f"cannot read the file of variables {path!r}: {error.strerror}", hint="check the path"
-        ) from error
-    return [line for line in lines if line and not line.startswith("#")]
+def _health(parsed: Parsed) -> HealthCheck | None:
+    command = parsed.text("health_cmd")
+    if command is None:
+        for key in ("health_interval", "health_timeout", "health_retries", "health_start_period"):
+            if parsed.text(key) is not None:
+                raise UsageError(
+                    f"--{key.replace('_', '-')} has no meaning without --health-cmd",
+                    hint="add --health-cmd",
+                )
+        return None
+    usual = HealthCheck(argv=(b"/bin/sh", b"-c", os.fsencode(command)))
+    given = {
+        "interval_s": converted(parsed, "health_interval", parse_duration),
+        "timeout_s": converted(parsed, "health_timeout", parse_duration),
+        "start_period_s": converted(parsed, "health_start_period", parse_duration),
+        "retries": converted(parsed, "health_retries", parse_pids),
+    }
+    return usual.replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def _tmpfs(text: str) -> Tmpfs:
@@ -156,6 +179,7 @@ def _no_new_privs(options: tuple[str, ...]) -> bool:
 
 def _ps(settings: Settings, parsed: Parsed) -> int:
     store = Store.open(settings.root)
+    running.tidy(store)
     found = [running.status(store, container) for container in store.containers.all()]
     if not parsed.has("all"):
         found = [status for status in found if status.is_running]
@@ -187,9 +211,11 @@ def _row(status: ContainerStatus, now: float) -> tuple[str, ...]:
 def _said(status: ContainerStatus, now: float) -> str:
     """``Up 3 minutes``, ``Exited (0) 2 days ago``, ``Created``."""
     state = status.state
-    if state.status == "running":
+    if state.status in ("running", "paused", "restarting"):
         since = "" if state.started_ns is None else f" {span(now - state.started_ns / 1e9)}"
-        return f"Up{since}"
+        remarks = [state.status] if state.status != "running" else []
+        remarks += [state.health] if state.health else []
+        return f"Up{since}" + (f" ({', '.join(remarks)})" if remarks else "")
     if state.status != "exited":
         return state.status.capitalize()
     code = "?" if state.exit_code is None else str(state.exit_code)
@@ -210,6 +236,8 @@ def status_json(status: ContainerStatus) -> dict[str, object]:
         "pid": state.pid,
         "exit_code": state.exit_code,
         "oom_killed": state.oom_killed,
+        "restarts": state.restarts,
+        "health": state.health or None,
         "started": _moment(state.started_ns),
         "finished": _moment(state.finished_ns),
     }
@@ -236,4 +264,9 @@ def _rm(settings: Settings, parsed: Parsed) -> int:
     return code
 
 
-_COMMANDS: dict[str, Callable[[Settings, Parsed], int]] = {"run": _run, "ps": _ps, "rm": _rm}
+COMMANDS: dict[str, Callable[[Settings, Parsed], int]] = {
+    "run": _run,
+    "create": _create,
+    "ps": _ps,
+    "rm": _rm,
+}

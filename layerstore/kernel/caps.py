@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from array import array
+import struct
 
 from layerstore.errors import UsageError
 from layerstore.kernel import numbers
-from layerstore.kernel.libc import address, syscall
+from layerstore.kernel.libc import Memory, syscall
 from layerstore.kernel.process import prctl
 
 TYPE_CHECKING = False
@@ -71,11 +71,11 @@ def drop_bounding(kept: int) -> None:
 
 def keep_only(kept: int) -> None:
     """Effective and permitted are what the caller has of ``kept``; nothing is inherited."""
-    header = array("I", [_VERSION_3, 0])
-    sets = array("I", [0] * 6)
-    syscall("capget", numbers.CAPGET, address(header), address(sets))
-    permitted = (sets[1] | sets[4] << 32) & kept
+    header = struct.pack("II", _VERSION_3, 0)
+    sets = Memory(24)
+    syscall("capget", numbers.CAPGET, header, sets.address)
+    _, low, _, _, high, _ = struct.unpack("6I", sets.read())
+    permitted = (low | high << 32) & kept
     low, high = permitted & 0xFFFFFFFF, permitted >> 32
-    sets = array("I", [low, low, 0, high, high, 0])
-    syscall("capset", numbers.CAPSET, address(header), address(sets))
+    syscall("capset", numbers.CAPSET, header, struct.pack("6I", low, low, 0, high, high, 0))
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)

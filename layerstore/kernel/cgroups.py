@@ -25,6 +25,9 @@ _PARENT = "layerstore"
 _USED_V1 = frozenset(("cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio"))
 _USED_V2 = ("cpu", "io", "memory", "pids")
 CPU_PERIOD_US = 100_000
+_STATE = "/freezer.state"
+_FREEZE_PATIENCE_S = 5.0
+_NO_LIMIT_V1 = 1 << 62
 
 # mknod of anything; null zero full random urandom, tty console ptmx, pts
 _ALLOWED_DEVICES = (
@@ -61,6 +64,11 @@ class Usage(Value):
     memory: int | None
     cpu_ns: int | None
     pids: int | None
+    memory_limit: int | None = None
+    """Bytes; None also where there is no limit."""
+    read_bytes: int | None = None
+    """Read from block devices since the container started."""
+    written_bytes: int | None = None
 
 
 class Hierarchy(Value):
@@ -97,6 +105,15 @@ _KNOWN_V1 = frozenset(
 )
 
 
+_SIGNS = (
+    ("memory", "memory.current"), ("memory", "memory.usage_in_bytes"),
+    ("pids", "pids.current"), ("cpuacct", "cpuacct.usage"), ("freezer", "freezer.state"),
+    ("freezer", "cgroup.freeze"), ("blkio", "blkio.throttle.io_service_bytes"),
+    ("io", "io.stat"),
+)  # fmt: skip
+"""A controller, and a file that its leaves have."""
+
+
 class Cgroup:
     """A container's leaf in every hierarchy that it needs."""
 
@@ -126,11 +143,12 @@ class Cgroup:
 
     @classmethod
     def of_paths(cls, paths: Iterable[str]) -> Cgroup:
-        """The cgroup that an earlier process made, for ``kill`` and ``remove``."""
+        """The cgroup that another process made."""
         leaves = {}
         for path in paths:
             is_v2 = not os.path.exists(path + "/tasks")
-            leaves[path] = Hierarchy(mountpoint="", controllers=(path,), is_v2=is_v2)
+            controllers = tuple(c for c, file in _SIGNS if os.path.exists(f"{path}/{file}"))
+            leaves[path] = Hierarchy(mountpoint="", controllers=controllers, is_v2=is_v2)
         return cls(leaves, exists=True)
 
     def make(self, settings: Settings) -> None:
@@ -236,16 +254,77 @@ class Cgroup:
             leaf = self.paths[0]
             stat = dict(map(str.split, (_read(leaf + "/cpu.stat") or "").splitlines()))
             cpu_us = stat.get("usage_usec")
+            words = (_read(leaf + "/io.stat") or "").split()
+            io = [word.partition("=")[::2] for word in words]
             return Usage(
                 memory=_number(memory, "/memory.current"),
                 cpu_ns=None if cpu_us is None else int(cpu_us) * 1000,
                 pids=_number(pids, "/pids.current"),
+                memory_limit=_limit(memory, "/memory.max"),
+                read_bytes=sum(int(value) for key, value in io if key == "rbytes"),
+                written_bytes=sum(int(value) for key, value in io if key == "wbytes"),
             )
+        blkio = self._of.get("blkio")
+        io_lines = (_read(blkio + "/blkio.throttle.io_service_bytes") or "") if blkio else ""
+        rows = [line.split() for line in io_lines.splitlines()]
         return Usage(
             memory=_number(memory, "/memory.usage_in_bytes"),
             cpu_ns=_number(self._of.get("cpuacct"), "/cpuacct.usage"),
             pids=_number(pids, "/pids.current"),
+            memory_limit=_limit(memory, "/memory.limit_in_bytes"),
+            read_bytes=sum(int(row[2]) for row in rows if row[1] == "Read") if blkio else None,
+            written_bytes=sum(int(row[2]) for row in rows if row[1] == "Write") if blkio else None,
         )
+
+    def processes(self) -> list[int]:
+        """The members' pids."""
+        leaf = self._of.get("freezer") or self.paths[0]
+        return [int(pid) for pid in (_read(leaf + "/cgroup.procs") or "").split()]
+
+    # ---- freezing
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the members stand still, or are about to."""
+        leaf = self._of.get("freezer")
+        if leaf is None:
+            return False
+        if self.is_v2:
+            return (_read(leaf + "/cgroup.freeze") or "0").strip() == "1"
+        return (_read(leaf + "/freezer.state") or "").strip() in ("FROZEN", "FREEZING")
+
+    def freeze(self) -> None:
+        """Every member stands still. Raises HostError if they can't be made to."""
+        leaf = self._of.get("freezer")
+        if leaf is None:
+            raise HostError(
+                "this container can't be paused: no freezer cgroup holds its processes",
+                hint="run it as root, on a host with the freezer controller; a commit can do "
+                "without: --no-pause",
+            )
+        deadline = time.monotonic() + _FREEZE_PATIENCE_S
+        while True:
+            # v1 may stay at FREEZING until it is told again, when members fork meanwhile.
+            _write(*((leaf + "/cgroup.freeze", "1") if self.is_v2 else (leaf + _STATE, "FROZEN")))
+            if self.is_v2:
+                done = "frozen 1" in (_read(leaf + "/cgroup.events") or "")
+            else:
+                done = (_read(leaf + _STATE) or "").strip() == "FROZEN"
+            if done:
+                return
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise HostError(
+                    "the container can't be paused: one of its processes waits for the kernel",
+                    hint="try again, or see which one is in state D: layerstore top",
+                )
+            time.sleep(0.001)
+
+    def thaw(self) -> None:
+        """The members go on."""
+        leaf = self._of.get("freezer")
+        if leaf is not None:
+            _write(*((leaf + "/cgroup.freeze", "0") if self.is_v2 else (leaf + _STATE, "THAWED")))
 
     def kill(self) -> None:
         """Every member is sent SIGKILL, new ones included."""
@@ -253,13 +332,13 @@ class Cgroup:
             if hierarchy.is_v2 and _try_write(leaf + "/cgroup.kill", "1"):
                 continue
             # Frozen members can't fork away from the list; on v1 they die when thawed.
-            _try_write(leaf + "/freezer.state", "FROZEN")
+            _try_write(leaf + _STATE, "FROZEN")
             for pid in (_read(leaf + "/cgroup.procs") or "").split():
-                try:  # noqa: SIM105 - contextlib is slow to import
+                try:
                     os.kill(int(pid), 9)
                 except ProcessLookupError:
                     pass
-            _try_write(leaf + "/freezer.state", "THAWED")
+            _try_write(leaf + _STATE, "THAWED")
 
     def remove(self) -> None:
         """The leaves are gone, and what still was in them. Raises OSError(EBUSY) after a second."""
@@ -358,6 +437,11 @@ def _read(path: str) -> str | None:
 def _number(directory: str | None, file: str) -> int | None:
     text = None if directory is None else _read(directory + file)
     return None if text is None else int(text)
+
+
+def _limit(directory: str | None, file: str) -> int | None:
+    text = "max" if directory is None else (_read(directory + file) or "max").strip()
+    return None if text == "max" or int(text) >= _NO_LIMIT_V1 else int(text)
 
 
 def _write(path: str, content: str) -> None:

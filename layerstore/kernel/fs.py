@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from array import array
-from collections.abc import Iterator
-from pathlib import Path
+import struct
 
-from layerstore.kernel.libc import address, syscall
-from layerstore.kernel.numbers import SYNCFS
+from layerstore.kernel.libc import Memory, syscall
+from layerstore.kernel.numbers import FSTATFS, SYNCFS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _OPENAT2 = 437
 
@@ -29,8 +32,15 @@ def openat2(
     resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
 ) -> int:
     """A close-on-exec descriptor of ``path``, resolved under the constraints of ``resolve``."""
-    how = array("Q", [flags | os.O_CLOEXEC, mode, resolve])
-    return syscall("openat2", _OPENAT2, dir_fd, path, address(how), 24)
+    how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
+    return syscall("openat2", _OPENAT2, dir_fd, path, how, len(how))
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of the file system that holds ``fd`` (statfs(2))."""
+    answer = Memory(120)
+    syscall("fstatfs", FSTATFS, fd, answer.address)
+    return int.from_bytes(answer.read()[:8], "little")
 
 
 _FICLONE = 0x40049409

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from array import array
-from contextlib import contextmanager
+import struct
 
 from layerstore.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+    from types import TracebackType
 
 _GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
@@ -21,18 +20,27 @@ _READ_ONLY, _AUTOCLEAR = 1, 4
 _TRIES = 64
 
 
-@contextmanager
-def loop_device(file: Path) -> Iterator[str]:
+class loop_device:  # noqa: N801 - contextlib is slow to import
     """The device's path. Leaving the block gives it up; a mount made inside keeps it alive."""
-    image = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        device, path = _configured(image)
-    finally:
-        os.close(image)
-    try:
-        yield path
-    finally:
-        os.close(device)
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> str:
+        image = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._device, path = _configured(image)
+        finally:
+            os.close(image)
+        return path
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._device)
 
 
 def _configured(image: int) -> tuple[int, str]:
@@ -48,8 +56,7 @@ def _configured(image: int) -> tuple[int, str]:
             path = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
             device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             # struct loop_config: u32 fd, u32 block size, struct loop_info64 (flags at 52), padding.
-            config = array("I", bytes(304))
-            config[0], config[1], config[2 + 52 // 4] = image, 4096, _READ_ONLY | _AUTOCLEAR
+            config = struct.pack("II52xI", image, 4096, _READ_ONLY | _AUTOCLEAR).ljust(304, b"\0")
             try:
                 fcntl.ioctl(device, _CONFIGURE, config)
                 return device, path

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-from array import array
+import struct
 
 from layerstore.errors import HostError
 from layerstore.kernel import numbers
 from layerstore.kernel.fs import openat2
-from layerstore.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, address, syscall
+from layerstore.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, syscall
 from layerstore.kernel.loop import loop_device
 from layerstore.kernel.values import Value
 
@@ -310,9 +310,9 @@ def set_attributes(
     recursive: bool = False,
 ) -> None:
     """The mount forbids what ``attributes`` say; with ``private`` no mount event passes it."""
-    how = array("Q", [attributes, clear, MS_PRIVATE if private else 0, 0])
+    how = struct.pack("4Q", attributes, clear, MS_PRIVATE if private else 0, 0)
     flags = AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    syscall("mount_setattr", numbers.MOUNT_SETATTR, mount_fd, b"", flags, address(how), 32)
+    syscall("mount_setattr", numbers.MOUNT_SETATTR, mount_fd, b"", flags, how, len(how))
 
 
 def attach(mount_fd: int, target_fd: int) -> None:

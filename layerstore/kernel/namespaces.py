@@ -6,11 +6,11 @@ import errno
 import fcntl
 import os
 import pwd
-from array import array
+import struct
 
 from layerstore.errors import HostError
 from layerstore.kernel import mounts, numbers
-from layerstore.kernel.libc import address, syscall
+from layerstore.kernel.libc import Memory, syscall
 from layerstore.kernel.values import Value
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ NEWPID = 0x20000000
 NEWNET = 0x40000000
 
 _CLONE_PIDFD = 0x00001000
+_CLONE_PARENT = 0x00008000
 _CLONE_INTO_CGROUP = 0x200000000
 _SIGCHLD = 17
 
@@ -46,16 +47,30 @@ def clone(flags: int, *, cgroup_fd: int | None = None) -> tuple[int, int]:
     Like fork, without Python's and libc's fork handlers: the caller must be single-threaded, and
     the child may only prepare and exec. With ``cgroup_fd``, the child starts in that v2 cgroup.
     """
-    pidfd = array("i", [-1])
-    arguments = array("Q", [0] * 11)
-    arguments[0] = flags | _CLONE_PIDFD
-    arguments[1] = address(pidfd)
-    arguments[4] = _SIGCHLD
-    if cgroup_fd is not None:
-        arguments[0] |= _CLONE_INTO_CGROUP
-        arguments[10] = cgroup_fd
-    pid = syscall("clone3", numbers.CLONE3, address(arguments), 88)
-    return (pid, pidfd[0]) if pid else (0, -1)
+    pidfd = Memory(4)
+    flags |= _CLONE_PIDFD
+    if cgroup_fd is None:
+        cgroup_fd = 0
+    else:
+        flags |= _CLONE_INTO_CGROUP
+    # flags, pidfd, child_tid, parent_tid, exit_signal, then five of no use here, and the cgroup.
+    arguments = struct.pack("11Q", flags, pidfd.address, 0, 0, _SIGCHLD, *(0,) * 5, cgroup_fd)
+    pid = syscall("clone3", numbers.CLONE3, arguments, len(arguments))
+    return (pid, int.from_bytes(pidfd.read(), "little")) if pid else (0, -1)
+
+
+def clone_sibling() -> int:
+    """The pid of a new child of the caller's parent, 0 in that child.
+
+    It is in the namespaces that the caller joined; the pid is in the caller's own.
+    """
+    arguments = struct.pack("11Q", _CLONE_PARENT, *(0,) * 10)
+    return syscall("clone3", numbers.CLONE3, arguments, len(arguments))
+
+
+def join(pidfd: int, flags: int) -> None:
+    """The caller is in these namespaces of another process; its children, in its pid namespace."""
+    syscall("setns", numbers.SETNS, pidfd, flags)
 
 
 def unshare(flags: int) -> None:
@@ -118,7 +133,7 @@ def _appended(
 def sub_ids(table: str, uid: int) -> tuple[tuple[int, int], ...]:
     """(first, count) of each range that ``/etc/subuid`` or ``/etc/subgid`` gives to a user."""
     names = {str(uid).encode()}
-    try:  # noqa: SIM105 - contextlib is slow to import
+    try:
         names.add(pwd.getpwuid(uid).pw_name.encode())
     except KeyError:
         pass

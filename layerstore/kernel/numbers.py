@@ -24,6 +24,7 @@ def _number(*columns: int) -> int:
     return columns[_COLUMN or 0]
 
 
+RT_SIGACTION = _number(13, 134)
 SOCKET = _number(41, 198)
 CAPGET = _number(125, 90)
 CAPSET = _number(126, 91)
@@ -34,6 +35,10 @@ UMOUNT2 = _number(166, 39)
 SETHOSTNAME = _number(170, 161)
 KEYCTL = _number(250, 219)
 UNSHARE = _number(272, 97)
+FSTATFS = _number(138, 44)
+SETNS = _number(308, 268)
+INOTIFY_ADD_WATCH = _number(254, 27)
+INOTIFY_INIT1 = _number(294, 26)
 SIGNALFD4 = _number(289, 74)
 SECCOMP = _number(317, 277)
 SYNCFS = _number(306, 267)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from array import array
+import select
+import struct
 
+from layerstore.errors import UsageError
 from layerstore.kernel import numbers
-from layerstore.kernel.libc import Word, address, syscall
+from layerstore.kernel.libc import syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Iterable
+
+    from layerstore.kernel.libc import Word
 else:  # ``signal`` itself costs 5 ms: it makes enums of these numbers
     import _signal
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CLOSE_RANGE_CLOEXEC = 4
@@ -30,6 +35,11 @@ SIGUSR1, SIGUSR2, SIGWINCH = 10, 12, 28
 def prctl(option: int, a: Word = 0, b: Word = 0) -> int:
     """prctl(2)."""
     return syscall("prctl", numbers.PRCTL, option, a, b)
+
+
+def set_name(name: bytes) -> None:
+    """The caller is shown by this name, of at most 15 bytes."""
+    prctl(_PR_SET_NAME, name)
 
 
 def die_with_parent() -> None:
@@ -49,7 +59,7 @@ def forbid_new_privileges() -> None:
 
 def leave_keyring() -> None:
     """The caller has a session keyring of its own, where the kernel has keyrings."""
-    try:  # noqa: SIM105 - contextlib is slow to import
+    try:
         syscall("keyctl", numbers.KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
     except OSError:  # not built in, forbidden by an outer seccomp filter, or over quota
         pass
@@ -75,6 +85,9 @@ def reset_signals() -> None:
     for signum in range(1, _signal.NSIG):
         if _signal.getsignal(signum) is _signal.SIG_IGN:
             _signal.signal(signum, _signal.SIG_DFL)
+    # posix_spawn of glibc leaves its two internal signals ignored, and its sigaction refuses them.
+    for signum in (32, 33):
+        syscall("rt_sigaction", numbers.RT_SIGACTION, signum, bytes(32), None, 8)
 
 
 def block_signals(signals: Iterable[int]) -> set[int]:
@@ -89,9 +102,9 @@ def restore_signals(mask: Iterable[int]) -> None:
 
 def signal_fd(signals: Iterable[int]) -> int:
     """A descriptor from which the blocked signals are read, by ``read_signals``."""
-    mask = array("Q", [sum(1 << (signum - 1) for signum in signals)])
+    mask = struct.pack("Q", sum(1 << (signum - 1) for signum in signals))
     flags = _SFD_CLOEXEC | _SFD_NONBLOCK
-    return syscall("signalfd4", numbers.SIGNALFD4, -1, address(mask), 8, flags)
+    return syscall("signalfd4", numbers.SIGNALFD4, -1, mask, len(mask), flags)
 
 
 def read_signals(fd: int) -> list[int]:
@@ -107,10 +120,47 @@ def read_signals(fd: int) -> list[int]:
 
 def send_signal(pidfd: int, signum: int) -> None:
     """The process gets the signal, if it still is there."""
-    try:  # noqa: SIM105 - contextlib is slow to import
+    try:
         _signal.pidfd_send_signal(pidfd, signum)
     except ProcessLookupError:
         pass
+
+
+def open_process(pid: int, started: int | None) -> int | None:
+    """A pidfd of the process that started then; None if it has ended, whoever has its pid now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if started is not None and start_time(pid) == started:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def has_ended(pidfd: int, timeout_s: float = 0) -> bool:
+    """Whether the process has ended, or does so within that time."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def parse_signal(text: str) -> int:
+    """The number of ``TERM``, ``SIGTERM``, ``15`` or ``RTMIN+3``. Raises UsageError."""
+    name = text.upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit() and 0 < int(name) < _signal.NSIG:
+        return int(name)
+    base, plus, offset = name.partition("+")
+    number = getattr(_signal, "SIG" + base, None)
+    if isinstance(number, int) and number > 0 and (not plus or base == "RTMIN"):
+        number = int(number)
+        if not plus:
+            return number
+        if offset.isascii() and offset.isdigit() and number + int(offset) < _signal.NSIG:
+            return number + int(offset)
+    raise UsageError(
+        f"{text!r} is not a signal", hint="write a name, such as TERM or SIGTERM, or a number"
+    )
 
 
 def take_descriptor(pidfd: int, number: int) -> int:

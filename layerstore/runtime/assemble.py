@@ -120,7 +120,7 @@ class Assembly:
         """Of the container's own network, through a procfs that nobody else has seen yet."""
         for name, value in _SYSCTLS:
             fd = openat2(proc, b"sys/net/ipv4/" + name, os.O_WRONLY, 0, RESOLVE_NO_SYMLINKS)
-            try:  # noqa: SIM105 - contextlib is slow to import
+            try:
                 os.write(fd, value)
             except OSError:  # ids that a user namespace does not map
                 pass

@@ -156,7 +156,7 @@ class LaunchPlan(Value):
     state_dir: Path
     """Belongs to the container: state, lock, stubs and generated files are there."""
     init: bool = False
-    """Reserved: a small init as PID 1."""
+    """A small init is PID 1: it reaps orphans, and passes signals on to the command."""
 
     def check(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -184,8 +184,6 @@ class LaunchPlan(Value):
             or (self.container_id[0] == ".")
         ):
             raise UsageError(f"{self.container_id!r} is not a container id")
-        if self.init:
-            raise UsageError("an init process is not there yet", hint="leave --init out")
 
     def describe(self) -> dict[str, object]:
         """The plan as JSON has it; bytes as text, where undecodable ones are surrogates."""

@@ -3,13 +3,13 @@
 ``state.json``  what was last true: replaced by rename
 ``lock``        held exclusively (flock) by the supervisor for the container's life
 ``stubs``       what the launcher created in the root, written before it is created
+``stopped``     somebody wants the container to end, and not to be restarted
 
 The lock decides: a state that says running, with a free lock, is a supervisor that was killed.
 """
 
 from __future__ import annotations
 
-import _json
 import fcntl
 import os
 import time
@@ -18,10 +18,11 @@ from layerstore.errors import ConflictError
 from layerstore.kernel.cgroups import Cgroup
 from layerstore.kernel.process import SIGKILL, boot_id, start_time
 from layerstore.kernel.values import Value
+from layerstore.runtime.record import emit, quoted, scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    StrPath = str | os.PathLike[str]
 
 _LOCK_PATIENCE_S = 0.2
 
@@ -30,7 +31,7 @@ class State(Value):
     """A container's life. Times are nanoseconds since the epoch."""
 
     status: str = "created"
-    """``created``, ``running`` or ``exited``."""
+    """``created``, ``running``, ``restarting`` (between two starts) or ``exited``."""
     boot_id: str = ""
     pid: int | None = None
     pid_started: int | None = None
@@ -43,16 +44,25 @@ class State(Value):
     finished_ns: int | None = None
     cgroups: tuple[str, ...] = ()
     """Directories that ``cleanup_leftovers`` removes."""
+    supervisor: int | None = None
+    supervisor_started: int | None = None
+    is_monitored: bool = False
+    """Whether the supervisor has nothing else to do in life."""
+    has_init: bool = False
+    """Whether the process is an init of ours, which passes every signal on."""
+    restarts: int = 0
+    health: str = ""
+    """``starting``, ``healthy`` or ``unhealthy``, where the container has a health check."""
     is_supervised: bool = False
     """Not recorded: whether the supervisor holds its lock."""
 
 
-def read_state(state_dir: Path) -> State:
+def read_state(state_dir: StrPath) -> State:
     """What is true now, whatever was recorded before a kill or a reboot."""
     if _is_locked(state_dir):
-        recorded = _recorded(state_dir)
+        recorded = last_recorded(state_dir)
         return recorded.replace(is_supervised=recorded.status != "exited")
-    return _truth(_recorded(state_dir))
+    return _truth(last_recorded(state_dir))
 
 
 def _truth(recorded: State) -> State:
@@ -66,10 +76,10 @@ def _truth(recorded: State) -> State:
     return recorded.replace(status="exited", pid=None)
 
 
-def write_state(state_dir: Path, state: State) -> None:
+def write_state(state_dir: StrPath, state: State) -> None:
     """Readers see the old state or this one, never a part."""
     pairs = [
-        f"{_quoted(name)}: {_value(getattr(state, name))}"
+        f"{quoted(name)}: {emit(getattr(state, name))}"
         for name in State._fields
         if name != "is_supervised"
     ]
@@ -84,7 +94,19 @@ def write_state(state_dir: Path, state: State) -> None:
     os.replace(directory + "/state.json.tmp", directory + "/state.json")
 
 
-def cleanup_leftovers(state_dir: Path) -> State:
+def await_free(state_dir: StrPath, timeout_s: float) -> bool:
+    """Whether nobody supervises the container, now or within that time."""
+    deadline = time.monotonic() + timeout_s
+    pause = 0.001
+    while _is_locked(state_dir):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.02)
+    return True
+
+
+def cleanup_leftovers(state_dir: StrPath) -> State:
     """The truth, once what a killed supervisor left is gone. ConflictError if one is alive."""
     lock = acquire_lock(state_dir)
     try:
@@ -93,11 +115,11 @@ def cleanup_leftovers(state_dir: Path) -> State:
         os.close(lock)
 
 
-def clear_locked(state_dir: Path) -> State:
+def clear_locked(state_dir: StrPath) -> State:
     """As cleanup_leftovers, for who holds the lock."""
-    state = _truth(_recorded(state_dir))
+    state = _truth(last_recorded(state_dir))
     if state.status != "exited" and state.pid is not None:
-        try:  # noqa: SIM105 - contextlib is slow to import
+        try:
             os.kill(state.pid, SIGKILL)  # nobody supervises it, and its start time is the recorded
         except ProcessLookupError:
             pass
@@ -109,7 +131,7 @@ def clear_locked(state_dir: Path) -> State:
     return cleared
 
 
-def acquire_lock(state_dir: Path) -> int:
+def acquire_lock(state_dir: StrPath) -> int:
     """The descriptor that holds the container's lock; closing it frees it. Raises ConflictError."""
     fd = _open_lock(state_dir)
     deadline = time.monotonic() + _LOCK_PATIENCE_S
@@ -127,13 +149,13 @@ def acquire_lock(state_dir: Path) -> int:
             time.sleep(0.005)
 
 
-def _open_lock(state_dir: Path) -> int:
+def _open_lock(state_dir: StrPath) -> int:
     return os.open(
         os.fspath(state_dir) + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
     )
 
 
-def _is_locked(state_dir: Path) -> bool:
+def _is_locked(state_dir: StrPath) -> bool:
     try:
         fd = os.open(os.fspath(state_dir) + "/lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -147,19 +169,7 @@ def _is_locked(state_dir: Path) -> bool:
     return False
 
 
-class _Scan:
-    """The settings of ``json``'s C scanner; ``json`` itself costs 8 ms."""
-
-    strict = True
-    object_hook = None
-    object_pairs_hook = None
-    parse_float = float
-    parse_int = int
-    parse_constant = float
-    memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's own, empty between uses
-
-
-def _recorded(state_dir: Path) -> State:
+def last_recorded(state_dir: StrPath) -> State:
     """What state.json says; a fresh State if there is none, or a crash left it torn."""
     try:
         fd = os.open(os.fspath(state_dir) + "/state.json", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,25 +180,45 @@ def _recorded(state_dir: Path) -> State:
     finally:
         os.close(fd)
     try:
-        fields, _ = _json.make_scanner(_Scan())(text, 0)  # type: ignore[arg-type]
+        fields = scan(text)
         fields["cgroups"] = tuple(fields["cgroups"])
         return State(**fields)
-    except (StopIteration, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return State(status="exited")
 
 
-def _quoted(text: str) -> str:
-    return _json.encode_basestring_ascii(text)
+def mark_stopped(state_dir: StrPath, signum: int = 0) -> None:
+    """The container is not restarted when it ends.
+
+    With ``signum``, a SIGKILL that is about to be sent counts as that signal.
+    """
+    path = os.fspath(state_dir) + "/stopped"
+    fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, str(signum).encode())
+    finally:
+        os.close(fd)
+    os.replace(path + ".tmp", path)
 
 
-def _value(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_quoted(str(item)) for item in value) + "]"
-    return str(value) if isinstance(value, int) else _quoted(str(value))
+def stop_mark(state_dir: StrPath) -> int | None:
+    """The signal of ``mark_stopped``; None if the container may be restarted."""
+    try:
+        fd = os.open(os.fspath(state_dir) + "/stopped", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return int(os.read(fd, 16) or b"0")
+    finally:
+        os.close(fd)
+
+
+def unmark_stopped(state_dir: StrPath) -> None:
+    """The container may be restarted."""
+    try:
+        os.unlink(os.fspath(state_dir) + "/stopped")
+    except FileNotFoundError:
+        pass
 
 
 class Stub(Value):
@@ -207,7 +237,7 @@ def record_stub(stubs_fd: int, stub: Stub) -> None:
     os.write(stubs_fd, b"%s %d %s\0" % (stub.kind.encode(), stub.parent_mtime_ns, stub.path))
 
 
-def open_stubs(state_dir: Path) -> int:
+def open_stubs(state_dir: StrPath) -> int:
     """The record, to append to."""
     return os.open(
         os.fspath(state_dir) + "/stubs",
@@ -216,7 +246,7 @@ def open_stubs(state_dir: Path) -> int:
     )
 
 
-def read_stubs(state_dir: Path) -> list[Stub]:
+def read_stubs(state_dir: StrPath) -> list[Stub]:
     """Every stub that any start of the container recorded, oldest first; some may not exist."""
     try:
         with open(os.fspath(state_dir) + "/stubs", "rb") as file:

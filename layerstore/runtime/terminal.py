@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _CHUNK = 65536
 _TTY_CHUNK = 4096
 _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431
+_PTMX = os.makedev(5, 2)
 _CC, _IFLAG, _OFLAG, _CFLAG, _LFLAG = 6, 0, 1, 2, 3
 
 
@@ -55,10 +57,28 @@ def copy_window_size(source: int, target: int) -> None:
         pass
 
 
+def set_window_size(terminal: int, window: tuple[int, int] | None) -> None:
+    """The terminal has that many rows and columns; 24 and 80 for None."""
+    rows, columns = window or (24, 80)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def window_size(terminal: int) -> tuple[int, int] | None:
+    """Rows and columns; None if that is no terminal."""
+    try:
+        size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
+    except OSError:
+        return None
+    rows, columns, _, _ = struct.unpack("HHHH", size)
+    return rows, columns
+
+
 def open_pty(devpts_fd: int) -> tuple[int, int]:
     """(master, slave) of a new pty of that devpts mount, none of them found by a path."""
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    master = os.open("ptmx", flags, dir_fd=devpts_fd)
+    master = os.open("ptmx", flags | os.O_NOFOLLOW, dir_fd=devpts_fd)
+    if os.fstat(master).st_rdev != _PTMX:
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY), "ptmx")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     return master, fcntl.ioctl(master, _TIOCGPTPEER, flags)
 
@@ -71,8 +91,8 @@ def take_as_controlling(slave: int) -> None:
 class Pump:
     """Copies what ``source`` gives to a descriptor or a callable, when the caller's poll says so.
 
-    Holds at most one chunk, and reads no further before it is written. ``at_end`` is written last;
-    ``owned`` is closed when nothing more is copied.
+    Holds at most one chunk, and reads no further before it is written. ``translate`` says what to
+    write for a chunk; ``at_end`` is written last; ``owned`` is closed when nothing more is copied.
     """
 
     def __init__(
@@ -82,12 +102,14 @@ class Pump:
         *,
         owned: int = -1,
         at_end: bytes = b"",
+        translate: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self.source = source
         self.is_open = True
         self._target = target
         self._owned = owned
         self._at_end = at_end
+        self._translate = translate
         self._pending = b""
         self._chunk = _TTY_CHUNK if isinstance(target, int) else _CHUNK
 
@@ -110,7 +132,7 @@ class Pump:
         except OSError:  # EIO: the last slave of a pty is closed
             chunk = b""
         if chunk:
-            self._pending = chunk
+            self._pending = self._translate(chunk) if self._translate else chunk
             if not isinstance(self._target, int):
                 self._write()
         elif self._at_end:

@@ -85,7 +85,8 @@ def test_help_names_every_command(call: Call) -> None:
     assert {line.split()[0] for line in listed if line} == {
         "build", "plan", "run", "ps", "rm", "images", "inspect", "history", "import", "load",
         "save", "tag", "rmi", "diff", "commit", "mount", "umount", "df", "gc", "fsck", "doctor",
-        "layer",
+        "layer", "exec", "logs", "stop", "kill", "create", "start", "restart", "wait", "attach",
+        "pause", "unpause", "top", "stats", "cp",
     }  # fmt: skip
     assert call() == (code, out, err)
 

@@ -34,6 +34,20 @@ TAKEN = [
     ("run", "busybox", "--help"),
     ("run", "-v", "/a:/b", "--tmpfs", "/t", "--cap-drop", "all", "--read-only", "-", "x"),
     ("run", "--security-opt", "no-new-privileges:false", "--pids-limit", "5", "busybox"),
+    ("run", "-dit", "--restart", "on-failure:3", "--log-opt", "max-size=1m", "busybox"),
+    ("create", "--name", "a", "busybox", "-x"),
+    ("exec", "-it", "-w", "/x", "box", "sh", "-c", "ls -t"),
+    ("exec", "-d", "box", "-d"),
+    ("start", "-ai", "a", "b"),
+    ("stop", "-t", "3", "a", "b"),
+    ("stop", "-t3", "a"),
+    ("kill", "-sUSR1", "a"),
+    ("logs", "-ft", "--tail=5", "a"),
+    ("logs", "a", "-n", "all"),
+    ("attach", "--no-stdin", "--detach-keys", "ctrl-a", "a"),
+    ("stats",),
+    ("stats", "--no-stream", "a", "b", "--json"),
+    ("cp", "-aL", "a:/x", "-"),
     ("ps",),
     ("ps", "-aq"),
     ("ps", "--all", "--json"),
@@ -58,6 +72,12 @@ REFUSED = [
     ("rm",),
     ("rm", "-f"),
     ("rm", "-x", "a"),
+    ("exec", "box"),
+    ("stop",),
+    ("logs", "a", "b"),
+    ("cp", "a:/x"),
+    ("top", "a", "b"),
+    ("kill", "-s"),
 ]
 
 _ids = " ".join
@@ -200,4 +220,33 @@ def test_a_value_without_meaning_is_quoted(
     words: tuple[str, ...], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message.replace("(", r"\(")):
+        options(*words)
+
+
+def test_what_keeps_a_container_is_read() -> None:
+    found = options(
+        "--init", "--restart", "on-failure:3", "--stop-signal", "INT", "--stop-timeout", "1m",
+        "--log-opt", "max-size=1m", "--log-opt", "max-file=2", "--health-cmd", "true",
+        "--health-interval", "1m30s", "--health-retries", "5",
+    )  # fmt: skip
+    assert found.init
+    assert (found.restart.policy, found.restart.tries) == ("on-failure", 3)
+    assert (found.stop_signal, found.stop_timeout_s) == ("INT", 60)
+    assert (found.log_size, found.log_files) == (1 << 20, 2)
+    check = found.health
+    assert (check.argv, check.interval_s, check.retries) == ((b"/bin/sh", b"-c", b"true"), 90, 5)
+    assert options().health is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--restart", "sometimes"), ("--log-opt", "max-size"), ("--log-opt", "tag=x"),
+        ("--log-opt", "max-file=x"), ("--health-retries", "3"), ("--stop-timeout", "soon"),
+        ("--health-cmd", "x", "--health-interval", "0"),
+    ],
+    ids=_ids,
+)  # fmt: skip
+def test_what_keeps_no_container_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
         options(*words)

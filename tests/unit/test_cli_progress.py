@@ -90,6 +90,6 @@ def test_events_are_lines_of_json() -> None:
         },
     ]  # fmt: skip
     assert json.loads(event_line(Caution("a", "b"))) == {
-        "event": "warning", "text": "a", "where": "b",
+        "event": "caution", "text": "a", "where": "b",
     }  # fmt: skip
     assert "\n" not in "".join(map(event_line, BUILD))

@@ -65,7 +65,6 @@ def test_fields_are_checked() -> None:
         pytest.param({"hostname": b"a\n127.0.0.1 evil"}, id="host-name-with-lines"),
         pytest.param({"container_id": "../x"}, id="id-with-a-slash"),
         pytest.param({"container_id": ".."}, id="id-of-dots"),
-        pytest.param({"init": True}, id="init"),
     ],
 )
 def test_plans_that_have_no_meaning_are_refused(change: dict[str, object]) -> None:
