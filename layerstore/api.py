@@ -22,10 +22,12 @@ from typing import BinaryIO
 
 from layerstore import archive, rootfs
 from layerstore import build as building
+from layerstore import commit as committing
 from layerstore import run as running
 from layerstore.archive import Loaded
 from layerstore.archive_save import Form
 from layerstore.build import BuildOptions, Built
+from layerstore.commit import Change
 from layerstore.errors import (
     ConflictError,
     DamagedError,
@@ -43,7 +45,7 @@ from layerstore.kernel import mounts
 from layerstore.kernel.probe import HostReport, probe_host
 from layerstore.names import ChainID, DiffID, ImageID, ImageRef, platform_of
 from layerstore.plan import BuildPlan
-from layerstore.run import Change, ContainerStatus, RunOptions
+from layerstore.run import ContainerStatus, RunOptions
 from layerstore.runtime.supervise import Outcome
 from layerstore.settings import Settings
 from layerstore.spec import ImageSpec, parse, splice
@@ -291,7 +293,7 @@ class Layerstore:
         trees = [
             self.store.layers.tree(self.store.images.find(n).diff_ids) for n in (before, after)
         ]
-        return running.changes_of(trees[0], diff(trees[0], trees[1]))
+        return committing.changes_of(trees[0], diff(trees[0], trees[1]))
 
     # -- names -------------------------------------------------------------------------------
 
@@ -443,12 +445,12 @@ class Layerstore:
 
     def container_diff(self, name: str) -> list[Change]:
         """What a container changed."""
-        return running.changes(self.store, name)
+        return committing.changes(self.store, name)
 
     def commit(self, name: str, ref: ImageRef, *, pause: bool = True) -> ImageID:
         """An image of a container, which stands still meanwhile if it runs, unless not wanted."""
         epoch = self.settings.source_date_epoch
-        return running.commit(self.store, name, ref, epoch=epoch, pause=pause)
+        return committing.commit(self.store, name, ref, epoch=epoch, pause=pause)
 
     # -- the store ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from layerstore import rootfs
 from layerstore.errors import BuildError, HostError
 from layerstore.events import Caution, Output, Sink
 from layerstore.formats.tree import Tree
+from layerstore.idmaps import ids
 from layerstore.names import DiffID
 from layerstore.runtime import supervise
 from layerstore.runtime.plan import Bind, LaunchPlan, Tmpfs, User, parse_user
@@ -80,7 +81,7 @@ def run_step(container: Container, step: RunStep, before: Tree, times: Times) ->
         xattr_prefix=rootfs.xattr_prefix(),
         stubs={stub.path.strip(b"/") for stub in read_stubs(place.state)},
         times=Times(made_since_ns=began_ns, made_at=times.made_at, latest=times.latest),
-        ids=rootfs.ids(),
+        ids=ids(),
         takes=True,
         warn=lambda text: container.sink(Caution(text, str(step.position))),
     )

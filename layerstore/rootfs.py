@@ -13,19 +13,19 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from layerstore.errors import FormatError, HostError, LayerstoreError, UsageError
-from layerstore.formats import erofs
+from layerstore.errors import HostError, LayerstoreError, UsageError
 from layerstore.formats.entries import NANOSECOND, Entry, Kind
-from layerstore.formats.tree import Node, Tree
 from layerstore.formats.xattrs import TRUSTED_OVERLAY, USER_OVERLAY, escaped_name
 from layerstore.kernel.mounts import OverlayMount, mount_overlay
-from layerstore.kernel.namespaces import IdMaps, IdRange, in_private_mounts, plan_id_maps
+from layerstore.kernel.namespaces import in_private_mounts
 from layerstore.kernel.process import boot_id
 from layerstore.names import DiffID, Digest
-from layerstore.snapshot import SAME_IDS, Ids
-from layerstore.store.composed import composed
+from layerstore.store.composed import WRITER, composed
 from layerstore.store.store import Store
-from layerstore.store.trees import lower_directories
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerstore.formats.tree import Tree
 
 COMPOSED = "composed"
 STACKED = "stacked"
@@ -64,6 +64,8 @@ def overlay(
             redirect_dir="on",
             witness=merged.witness if is_new or upper is None else None,
         )
+    from layerstore.store.trees import lower_directories  # the composed driver needs none of it
+
     lowers = lower_directories(store, diff_ids_bottom_up)
     if upper is not None and is_new:
         _copy_attributes(lowers[0], upper)
@@ -84,42 +86,6 @@ def overlay(
 def xattr_prefix() -> bytes:
     """The namespace of overlayfs' marks in the upper directories that this process mounts."""
     return TRUSTED_OVERLAY if os.geteuid() == 0 else USER_OVERLAY
-
-
-def ids() -> Ids:
-    """How the ids in the upper directories of this process's containers are to be read."""
-    if os.geteuid() == 0:
-        return SAME_IDS
-    return _RootlessIds(plan_id_maps(os.geteuid(), os.getegid()))
-
-
-class _RootlessIds:
-    """A user's own files are root's inside, or whoever's they are in the image.
-
-    A plain user cannot write lower directories that belong to others, so inside the container all
-    files of the image belong to root: what is copied up has not changed its owner.
-    """
-
-    def __init__(self, maps: IdMaps) -> None:
-        self._maps = maps
-
-    def owner(self, uid: int, gid: int, parent: Node | None) -> tuple[int, int]:
-        own_uid = parent.uid if parent is not None and uid == os.geteuid() else None
-        own_gid = parent.gid if parent is not None and gid == os.getegid() else None
-        return (
-            own_uid if own_uid is not None else _inside(self._maps.uids, uid),
-            own_gid if own_gid is not None else _inside(self._maps.gids, gid),
-        )
-
-    def uid(self, uid: int) -> int:
-        return _inside(self._maps.uids, uid)
-
-
-def _inside(ranges: tuple[IdRange, ...], outside: int) -> int:
-    for known in ranges:
-        if known.outside <= outside < known.outside + known.count:
-            return known.inside + outside - known.outside
-    raise FormatError(f"the id {outside} on disk has no name in the container")
 
 
 # -- the root's own attributes ------------------------------------------------------------------
@@ -175,7 +141,7 @@ def why_not_composed(store: Store) -> str:
     """Empty where the composed driver works; else what stands in its way."""
     if os.geteuid() != 0:
         return "only root can mount an EROFS image"
-    record = store.layout.folder("derived") / f"driver-{boot_id()}-{erofs.WRITER}"
+    record = store.layout.folder("derived") / f"driver-{boot_id()}-{WRITER}"
     with suppress(FileNotFoundError):
         return record.read_text()
     with store.transaction() as transaction:
@@ -191,6 +157,9 @@ def why_not_composed(store: Store) -> str:
 
 def _try_composed(scratch: Path) -> str:
     """Mounts a one-file image over one object, for real, and reads the file back."""
+    from layerstore.formats import erofs
+    from layerstore.formats.tree import Node, Tree
+
     content = b"layerstore reads this back through the overlay\n" * 4
     digest = Digest.of(content)
     tree = Tree()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from layerstore import live, rootfs
 from layerstore.errors import (
@@ -22,29 +23,24 @@ from layerstore.errors import (
     NotFoundError,
     UsageError,
 )
-from layerstore.formats.changes import diff
-from layerstore.formats.entries import Entry, Kind
-from layerstore.formats.oci import Json, emit_config, load_json
-from layerstore.formats.tree import Tree
+from layerstore.formats.oci import load_json
 from layerstore.kernel import caps
 from layerstore.kernel.cgroups import Cgroup
 from layerstore.kernel.fs import fsync_path, write_all
 from layerstore.kernel.mounts import OverlayMount
 from layerstore.kernel.process import SIGKILL, parse_signal
-from layerstore.names import ImageID, ImageRef
+from layerstore.kernel.values import Value
 from layerstore.runtime import deliver, record, supervise
 from layerstore.runtime.attach import DETACH_KEYS
 from layerstore.runtime.detached import Monitor
 from layerstore.runtime.limits import Limits
 from layerstore.runtime.plan import Bind, LaunchError, LaunchPlan, Tmpfs, parse_user
-from layerstore.runtime.state import State, cleanup_leftovers, read_state, read_stubs
+from layerstore.runtime.state import State, cleanup_leftovers, read_state
 from layerstore.runtime.supervise import Outcome
 from layerstore.runtime.upkeep import HealthCheck, Kept, MonitorPlan, Restart, Upkeep
-from layerstore.snapshot import AS_THEY_ARE, Contents, Hashed, Times, capture
 from layerstore.store.atomic import new_id
 from layerstore.store.containers import Container
 from layerstore.store.images import Image
-from layerstore.store.layers import stage_entries
 from layerstore.store.store import Store
 
 _UNSTARTED_S = 60.0
@@ -58,8 +54,7 @@ _NOUNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Value):
     """What ``run`` is asked for, parsed."""
 
     image: str
@@ -67,14 +62,14 @@ class RunOptions:
     """Instead of the image's command."""
     entrypoint: tuple[str, ...] | None = None
     name: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = MappingProxyType({})
     user: str | None = None
     workdir: str | None = None
     hostname: str | None = None
     binds: tuple[Bind, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     network: str = "none"
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = Limits()
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     no_new_privs: bool = True
@@ -84,7 +79,7 @@ class RunOptions:
     interactive: bool = False
     terminal: bool = False
     init: bool = False
-    restart: Restart = field(default_factory=Restart)
+    restart: Restart = Restart()
     stop_signal: str | None = None
     """Instead of the image's, and of TERM."""
     stop_timeout_s: float | None = None
@@ -96,8 +91,7 @@ class RunOptions:
     no_health: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerStatus:
+class ContainerStatus(NamedTuple):
     """A container and what is true of it now."""
 
     container: Container
@@ -106,14 +100,6 @@ class ContainerStatus:
     @property
     def is_running(self) -> bool:
         return self.state.status in ("running", "paused", "restarting")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """``A`` added, ``C`` changed, ``D`` deleted; the path is absolute."""
-
-    kind: str
-    path: bytes
 
 
 def run(
@@ -472,103 +458,6 @@ def remove(store: Store, name: str, *, force: bool = False) -> str:
         if not force:  # its own `run --rm` removed it just now
             raise
     return container_id
-
-
-# -- what it changed -----------------------------------------------------------------------------
-
-
-def changed_entries(
-    store: Store, container: Container, contents: Contents, times: Times = AS_THEY_ARE
-) -> tuple[Tree, list[Entry]]:
-    """The parent tree, and the entries that the container's changes are."""
-    folder = store.containers.path(container.container_id)
-    check_same_user(container)
-    parent = store.layers.tree(container.diff_ids)
-    tree = capture(
-        folder / "upper",
-        parent,
-        contents,
-        xattr_prefix=container.xattr_prefix.encode(),
-        stubs={stub.path.strip(b"/") for stub in read_stubs(folder / "state")},
-        times=times,
-        ids=rootfs.ids(),
-    )
-    return parent, diff(parent, tree)
-
-
-def changes(store: Store, name: str) -> list[Change]:
-    """What the container changed, by path."""
-    container = store.containers.get(store.containers.find(name))
-    parent, entries = changed_entries(store, container, Hashed())
-    return changes_of(parent, entries)
-
-
-def changes_of(parent: Tree, entries: list[Entry]) -> list[Change]:
-    found = []
-    for entry in entries:
-        if entry.kind is Kind.WHITEOUT:
-            kind = "D"
-        else:
-            kind = "C" if parent.lookup(entry.path) is not None else "A"
-        found.append(Change(kind, b"/" + entry.path))
-    return found
-
-
-@contextmanager
-def frozen(store: Store, container: Container) -> Iterator[None]:
-    """If the container runs, its processes stand still meanwhile. Raises HostError."""
-    state = status(store, container).state
-    if state.status != "running":
-        yield
-        return
-    cgroup = Cgroup.of_paths(state.cgroups)
-    cgroup.freeze()
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):  # it was killed
-            cgroup.thaw()
-
-
-def commit(
-    store: Store, name: str, ref: ImageRef, *, epoch: int | None = None, pause: bool = True
-) -> ImageID:
-    """An image of the container's layers and its changes.
-
-    If it runs, its processes stand still meanwhile; without ``pause`` they don't, and a file that
-    changes while it is read may be in the image half old and half new.
-    """
-    container = store.containers.get(store.containers.find(name))
-    with frozen(store, container) if pause else nullcontext():
-        return _commit(store, container, ref, epoch)
-
-
-def _commit(store: Store, container: Container, ref: ImageRef, epoch: int | None) -> ImageID:
-    image = store.images.get(container.image_id)
-    with store.transaction() as transaction:
-        transaction.lease([image.image_id, *image.diff_ids])
-        _, entries = changed_entries(store, container, transaction, Times(latest=epoch))
-        diff_ids = list(container.diff_ids)
-        history: Json = {
-            "created": timestamp(epoch),
-            "created_by": " ".join(container.argv),
-            "comment": f"layerstore commit {container.name}",
-        }
-        if entries:
-            diff_ids.append(stage_entries(transaction, entries).diff_id)
-        else:
-            history["empty_layer"] = True
-        document = load_json(image.raw_config, where=f"image {image.image_id.short}")
-        config = emit_config(
-            platform=image.config.platform,
-            diff_ids=diff_ids,
-            run=document.get("config") or {},
-            created=timestamp(epoch),
-            history=(*image.config.history, history),
-        )
-        image_id = transaction.stage_image(config)
-        transaction.publish({ref: image_id})
-    return image_id
 
 
 def timestamp(epoch: int | None = None) -> str:

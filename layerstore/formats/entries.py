@@ -44,6 +44,9 @@ from layerstore.names import Digest
 
 NANOSECOND = 1_000_000_000
 
+CHUNK = 1 << 20
+"""Bytes read at once: large enough that hashing and decompression run without the GIL."""
+
 MAGIC = b"LSENTRY1"
 _HEADER = struct.Struct("<8sQ")
 _FIXED = struct.Struct("<BBHIIqIQIIIIII")

@@ -76,7 +76,7 @@ from layerstore.formats.erofs_xattrs import UnsayableError
 from layerstore.formats.tree import RESERVED_NAME, Node, Tree, show
 from layerstore.names import Digest
 
-WRITER = 1
+WRITER = 1  # store.composed has it in its file names; a test holds them equal
 """Part of every uuid; rises when the same Tree gives another image."""
 
 INLINE_LIMIT = 64

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from layerstore.errors import FormatError
 from layerstore.names import DiffID, Digest, MalformedName, Platform
@@ -46,12 +46,14 @@ MAX_DOCUMENT = 8 << 20
 Json = dict[str, Any]
 
 
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
 class OciError(FormatError):
     """A document of an image is malformed."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunConfig:
+class RunConfig(NamedTuple):
     """How a container of the image is started (image-spec config.md, ``config``)."""
 
     entrypoint: tuple[str, ...] = ()
@@ -59,14 +61,13 @@ class RunConfig:
     env: tuple[str, ...] = ()
     user: str = ""
     working_dir: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = _NONE
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
     stop_signal: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """What layerstore reads of an image's config."""
 
     platform: Platform
@@ -76,14 +77,13 @@ class ImageConfig:
     history: tuple[Json, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A typed reference to a blob (image-spec descriptor.md)."""
 
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = _NONE
     platform: Platform | None = None
 
     def to_json(self) -> Json:
@@ -99,8 +99,7 @@ class Descriptor:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """One image: its config and its layers, bottom first."""
 
     config: Descriptor
@@ -362,8 +361,7 @@ def parse_index(raw: bytes, *, where: str) -> tuple[Descriptor, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveImage:
+class ArchiveImage(NamedTuple):
     """One image of a ``docker save`` archive: file names inside the archive."""
 
     config: str

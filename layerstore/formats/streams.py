@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from layerstore.errors import FormatError
-
-CHUNK = 1 << 20
-"""Bytes read at once: large enough that hashing and decompression run without the GIL."""
+from layerstore.formats.entries import CHUNK as CHUNK
 
 
 class StreamError(FormatError):

@@ -32,7 +32,7 @@ from layerstore.formats.entries import Entry, Extents
 from layerstore.formats.entries import emit as emit_entries
 from layerstore.kernel.fs import fsync_path, syncfs, write_all
 from layerstore.names import DiffID, Digest, ImageID, ImageRef
-from layerstore.store import locks, tarsplit
+from layerstore.store import locks
 from layerstore.store.deep import remove_tree
 from layerstore.store.layout import Layout
 from layerstore.store.objects import Objects
@@ -628,5 +628,7 @@ def _gives_the_same(staged: Path, final: Path) -> bool:
             return False
     except OSError:
         return False
+    from layerstore.store import tarsplit
+
     split = final / "tarsplit"
     return tarsplit.is_whole(split) if split.exists() else not (staged / "tarsplit").exists()

@@ -9,23 +9,27 @@ Both are caches, made again on any doubt.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from layerstore.errors import DamagedError
 from layerstore.formats import entries as entries_format
-from layerstore.formats import erofs
 from layerstore.formats.entries import Entry, Kind
-from layerstore.formats.tree import Tree, entry_of, show
 from layerstore.names import ChainID, DiffID, Digest
 from layerstore.store.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerstore.formats.tree import Tree
+
+WRITER = 1
+"""``formats.erofs.WRITER``, known without loading the writer."""
 
 _WITNESS_BYTES = 64
 _PATH_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Composed:
+class Composed(NamedTuple):
     """A merged image. The witness is (path, first bytes), or None if no file has an object."""
 
     image: Path
@@ -35,7 +39,7 @@ class Composed:
 
 def name_of(diff_ids: tuple[DiffID, ...]) -> str:
     """The file name of a stack's image; the format of the writer is part of it."""
-    return f"{ChainID.of_stack(diff_ids).hex}.{erofs.WRITER}"
+    return f"{ChainID.of_stack(diff_ids).hex}.{WRITER}"
 
 
 def composed(
@@ -54,6 +58,9 @@ def composed(
         return _with_facts(image, entries_format.parse(facts.read_bytes(), where=facts.name))
     except (FileNotFoundError, DamagedError):
         pass
+    from layerstore.formats import erofs
+    from layerstore.formats.tree import entry_of
+
     with store.transaction() as transaction:
         transaction.lease(list(diff_ids_bottom_up))
         if tree is None:
@@ -84,6 +91,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _check_objects(store: Store, tree: Tree) -> None:
     """Overlayfs would serve a short object silently, and find a missing one only when read."""
+    from layerstore.formats.tree import show
+
     seen: set[Digest] = set()
     for path, node in tree.walk():
         if node.digest is not None and node.digest not in seen:
@@ -96,11 +105,13 @@ def _check_objects(store: Store, tree: Tree) -> None:
 
 
 def _witness(store: Store, tree: Tree) -> list[Entry]:
+    from layerstore.formats.erofs import INLINE_LIMIT
+
     for path, node in tree.walk():
         if (
             node.kind is Kind.FILE
             and node.digest is not None
-            and node.size > erofs.INLINE_LIMIT
+            and node.size > INLINE_LIMIT
             and node.extents is None
             and len(path) < _PATH_MAX
         ):

@@ -11,9 +11,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any  # JSON
+from typing import Any, NamedTuple  # Any: JSON
 
 from layerstore.errors import ConflictError, DamagedError, NotFoundError, UsageError
 from layerstore.kernel.fs import fsync_path, write_all
@@ -25,8 +24,7 @@ from layerstore.store.layout import Layout
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):
     """A container's record."""
 
     container_id: str
@@ -129,7 +127,7 @@ class Containers:
             folder / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
         try:
-            write_all(fd, _seal(asdict(container)))
+            write_all(fd, _seal(container._asdict()))
             if not container.ephemeral:
                 os.fsync(fd)
         finally:

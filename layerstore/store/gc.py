@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,7 @@ def live(store: Store, *, without: Iterable[ImageID] = (), named: Named | None =
     found.layers.update(diff_id for diff_id in store.layers.all() if diff_id in found.leased)
     found.chains = {ChainID.of_stack(stack).hex for stack in stacks}
     _add_trees(store, found)
-    _add_objects(store, found, {} if named is None else named)
+    _add_objects(store, found, {} if named is None else named, found.layers)
     return found
 
 
@@ -150,16 +150,39 @@ def _add_trees(store: Store, found: Live) -> None:
             found.trees.update(stack.keys)
 
 
-def _add_objects(store: Store, found: Live, named: Named) -> None:
-    for diff_id in found.layers:
+def _add_objects(store: Store, found: Live, named: Named, layers: Iterable[DiffID]) -> None:
+    for diff_id in layers:
         if diff_id not in named:
             try:
                 named[diff_id] = frozenset(objects_of(store, diff_id))
             except DamagedError as error:
-                found.unreadable.append(error.brief)
+                if error.brief not in found.unreadable:
+                    found.unreadable.append(error.brief)
                 found.any_object = True
                 continue
         found.objects |= named[diff_id]
+
+
+def _keep_layers_of_images(store: Store, found: Live, *, gone: Collection[ImageID] = ()) -> None:
+    """No image record that stays may name a layer that goes, reachable or not.
+
+    An image that lost its name since the plan was made is not of the plan, and stays.
+    """
+    for image_id in store.images.all():
+        if image_id not in gone:
+            try:
+                found.layers.update(store.images.get(image_id).diff_ids)
+            except NotFoundError:
+                continue
+            except (DamagedError, FormatError):
+                found.any_layer = found.any_object = True
+
+
+def _keep_objects_of_layers(
+    store: Store, found: Live, named: Named, *, gone: Collection[DiffID] = ()
+) -> None:
+    """No layer record that stays may name an object that goes: the build cache may have it yet."""
+    _add_objects(store, found, named, (d for d in store.layers.all() if d not in gone))
 
 
 def objects_of(store: Store, diff_id: DiffID) -> set[Digest]:
@@ -198,6 +221,7 @@ def plan_removal(
     removed = set(image_ids)
     keep = live(store, without=removed)
     images = sorted(removed - keep.images)
+    _keep_layers_of_images(store, keep, gone=images)
     stacks = set()
     for image_id in images:
         with suppress(NotFoundError, DamagedError, FormatError):
@@ -205,6 +229,7 @@ def plan_removal(
     chains = {ChainID.of_stack(stack).hex for stack in stacks}
     layers = {diff_id for stack in stacks for diff_id in stack if not keep.keeps_layer(diff_id)}
     objects: set[Digest] = set()
+    _keep_objects_of_layers(store, keep, {}, gone=layers)
     for diff_id in layers:
         with suppress(DamagedError):  # what a damaged layer named, the next collection finds
             objects |= objects_of(store, diff_id)
@@ -336,6 +361,7 @@ def _sweep_records(store: Store, plan: GcPlan, named: Named) -> None:
             if not keep.keeps_image(image_id):
                 layout.image(image_id).unlink(missing_ok=True)
         fsync_path(layout.folder("images"))
+        _keep_layers_of_images(store, keep)
         for table in plan.tables:
             if not keep.keeps_chain(_chain_of(table)):
                 (layout.root / table).unlink(missing_ok=True)
@@ -356,6 +382,7 @@ def _sweep_objects(store: Store, plan: GcPlan, named: Named) -> None:
         with locks.collecting(store.layout.root):
             # Read again each time: a build may have begun and ended since the last batch.
             keep = live(store, named=named)
+            _keep_objects_of_layers(store, keep, named)
             for digest in plan.objects[start : start + _BATCH]:
                 if not keep.keeps_object(digest):
                     # Unlinked in place: renaming to the trash needs a block on a full disk.

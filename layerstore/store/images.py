@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from layerstore.errors import DamagedError, NotFoundError, UsageError
 from layerstore.formats.oci import ImageConfig, parse_config
@@ -12,8 +12,7 @@ from layerstore.store.layout import Layout, is_digits
 from layerstore.store.refs import Refs
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """An image of the store."""
 
     image_id: ImageID

@@ -38,9 +38,8 @@ a higher version, or with an unknown ``incompat`` flag, is not opened; with an u
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import NamedTuple
 
 from layerstore.errors import DamagedError, HostError
 from layerstore.names import DiffID, Digest, ImageID, ImageRef
@@ -58,8 +57,7 @@ DIRECTORIES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """The paths of the store at ``root``."""
 
     root: Path
@@ -105,13 +103,22 @@ class Layout:
 
 def quote_name(name: str) -> str:
     """A name as one path component; ``unquote_name`` gives it back."""
-    return quote(name, safe=":@+")
+    return "".join([char if char in _PLAIN else _percent(char) for char in name])
+
+
+def _percent(char: str) -> str:
+    return "".join([f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape")])
 
 
 def unquote_name(component: str) -> str:
+    if "%" not in component:
+        return component
+    from urllib.parse import unquote  # only listings ask; a run must not pay for it
+
     return unquote(component)
 
 
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~:@+")
 _HEX = frozenset("0123456789abcdef")
 
 

@@ -14,8 +14,7 @@ from contextlib import suppress
 
 from layerstore.errors import DamagedError
 from layerstore.formats import sparse
-from layerstore.formats.entries import Extents
-from layerstore.formats.streams import CHUNK
+from layerstore.formats.entries import CHUNK, Extents
 from layerstore.kernel.fs import data_extents
 from layerstore.names import Digest
 from layerstore.store.layout import Layout, is_digits

@@ -14,7 +14,6 @@ from layerstore.store.atomic import Transaction, is_full, told_of_full_disk
 from layerstore.store.containers import Containers
 from layerstore.store.deep import remove_tree
 from layerstore.store.images import Images
-from layerstore.store.layers import Layers
 from layerstore.store.layout import (
     BALLAST_BYTES,
     DIRECTORIES,
@@ -24,6 +23,10 @@ from layerstore.store.layout import (
 )
 from layerstore.store.objects import Objects
 from layerstore.store.refs import Refs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerstore.store.layers import Layers
 
 
 class Store:
@@ -36,10 +39,19 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.objects = Objects(layout)
-        self.layers = Layers(layout, self.objects)
+        self._layers: Layers | None = None
         self.refs = Refs(layout)
         self.images = Images(layout, self.refs)
         self.containers = Containers(layout)
+
+    @property
+    def layers(self) -> Layers:
+        # Loaded when first asked for: a cached root is mounted without reading a layer.
+        if self._layers is None:
+            from layerstore.store.layers import Layers
+
+            self._layers = Layers(self.layout, self.objects)
+        return self._layers
 
     @classmethod
     def open(cls, root: Path) -> Store:

@@ -12,6 +12,7 @@ from abilities import needs_overlay, needs_root
 from containers import needs_busybox
 from lives import Lives, is_gone, lives, python, store_root, until
 
+from layerstore import commit as committing
 from layerstore import life
 from layerstore import run as running
 from layerstore.errors import ConflictError, DamagedError, NotFoundError, UsageError
@@ -85,7 +86,9 @@ def test_a_started_container_has_the_changes_that_it_made(lives: Lives, driver: 
     outcome, listed = lives.exec(container, "ls", "/bin/wc")
     assert (outcome.exit_code, "No such file" in listed) == (1, True)
     assert lives.exec(container, "cat", "/count")[1] == "x\nx\n"
-    entries = {change.path: change.kind for change in running.changes(lives.store, container.name)}
+    entries = {
+        change.path: change.kind for change in committing.changes(lives.store, container.name)
+    }
     assert entries == {b"/": "C", b"/bin": "C", b"/count": "A", b"/bin/wc": "D"}
 
 
@@ -244,7 +247,7 @@ def test_a_running_container_is_committed_while_it_stands_still(lives: Lives) ->
     container = lives.run(script)
     lives.until(container, lambda state: (lives.upper(container) / "b").exists())
     for round_ in range(3):
-        running.commit(lives.store, container.name, ImageRef.parse(f"copy{round_}"))
+        committing.commit(lives.store, container.name, ImageRef.parse(f"copy{round_}"))
         assert lives.state(container).status == "running"
         copied = lives.run("echo $(($(wc -l < /a) - $(wc -l < /b)))", image=f"copy{round_}")
         life.wait(lives.store, copied.name)

@@ -13,8 +13,8 @@ from abilities import needs_overlay, needs_root
 from containers import needs_busybox
 from lives import Lives, lives, store_root
 
+from layerstore import commit as committing
 from layerstore import life
-from layerstore import run as running
 from layerstore.errors import ConflictError, LayerstoreError, NotFoundError, UsageError
 from layerstore.runtime import copying
 from layerstore.runtime.copying import Place
@@ -99,7 +99,7 @@ def test_files_go_in_and_are_seen(lives: Lives, container: Container, tmp_path: 
     assert (tmp_path / "back/sparse").stat().st_blocks < 1000
     if lives.state(container).status == "running":
         assert lives.exec(container, "wc", "-c", "/in/a/b")[1].split() == ["3000000", "/in/a/b"]
-    kinds = {c.path: c.kind for c in running.changes(lives.store, container.name)}
+    kinds = {c.path: c.kind for c in committing.changes(lives.store, container.name)}
     assert kinds[b"/in/a/b"] == "A"
 
 

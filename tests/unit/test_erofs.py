@@ -13,6 +13,7 @@ from layerstore.formats.erofs import ErofsError, emit, object_path
 from layerstore.formats.erofs_read import parse
 from layerstore.formats.tree import Node, Tree
 from layerstore.names import Digest
+from layerstore.store import composed
 
 DIGEST = Digest("sha256:" + "ab" + "cdef" * 15 + "01")
 
@@ -113,6 +114,7 @@ def test_the_tables_in_the_docstrings_are_the_structures(
 def test_another_image_of_the_same_tree_needs_another_writer_number() -> None:
     tree, contents = awkward_tree()
     image = hashlib.sha256(emit(tree, inline=contents)).hexdigest()
+    assert composed.WRITER == erofs.WRITER
     assert (erofs.WRITER, image) == (
         1,
         "1e34f12b6583365bf03646360a08b065bdc9fc524e86ba3b16b2795ab8ecdb1f",
