@@ -48,11 +48,18 @@ def test_a_container_whose_privileged_command_outlives_the_monitor_is_an_orphan(
 ) -> None:
     """A change of credentials by exec takes the death signal away: the next command ends it."""
     container = lives.run(
-        "cp /bin/busybox /bin/own; chmod 4755 /bin/own; ln -s own /bin/sleep2;"
-        "exec /bin/own sleep 1000",
+        # By this name busybox still takes its applet from the first argument.
+        "cp /bin/busybox /bin/busybox-own; chmod 4755 /bin/busybox-own;"
+        "exec /bin/busybox-own sleep 1000",
         no_new_privs=False, user="0",
     )  # fmt: skip
-    until(lambda: any("own" in p.command for p in life.top(lives.store, container.name)), "exec'd")
+
+    def is_executed() -> bool:
+        return [p.command for p in life.top(lives.store, container.name)] == [
+            "/bin/busybox-own sleep 1000"
+        ]
+
+    until(is_executed, "exec'd")
     pid = lives.state(container).pid
     _kill_monitor(lives, container)
     running.remove(lives.store, container.name, force=True)
