@@ -42,7 +42,7 @@ from layerstore.formats.compress import Compression
 from layerstore.formats.entries import Entry, Kind
 from layerstore.formats.oci import Json, load_json
 from layerstore.kernel import mounts
-from layerstore.kernel.probe import HostReport, probe_host
+from layerstore.kernel.probe import Ability, HostReport, probe_host
 from layerstore.names import ChainID, DiffID, ImageID, ImageRef, platform_of
 from layerstore.plan import BuildPlan
 from layerstore.run import ContainerStatus, RunOptions
@@ -476,7 +476,15 @@ class Layerstore:
 
     def doctor(self) -> HostReport:
         """What this host can do, and what to do about what it can't."""
-        return probe_host(self.store.layout.root)
+        report = probe_host(self.store.layout.root)
+        why_not = rootfs.why_not_composed(self.store)
+        driver = Ability(
+            name="driver-composed",
+            is_there=not why_not,
+            why=why_not or "images are mounted as one, every content once",
+            hint="nothing to do: the stacked driver is used" if why_not else "",
+        )
+        return report.replace(abilities=(*report.abilities, driver))
 
 
 def state_json(found: ContainerStatus) -> Json:

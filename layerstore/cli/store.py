@@ -79,7 +79,8 @@ def doctor(session: Session, json: AsJson = False) -> int:
     can start."""
     from layerstore.api import probe_host
 
-    report = probe_host(session.settings.root)
+    root = session.settings.root
+    report = session.store().doctor() if (root / "FORMAT").exists() else probe_host(root)
     if json:
         output.say_json(jsonl.host(report))
     else:
