@@ -28,8 +28,9 @@ from layerstore.formats.tree import Tree, apply
 from layerstore.imageconfig import merged, tested
 from layerstore.names import ChainID, DiffID, Digest, ImageID, ImageRef, platform_of
 from layerstore.plan import BuildPlan, Inputs, StepPlan
+from layerstore.scancache import ScanCache
 from layerstore.snapshot import Times
-from layerstore.sources import Context, ContextFile
+from layerstore.sources import Context, ContextFile, now_ns
 from layerstore.spec import (
     BindMount,
     CopyStep,
@@ -41,7 +42,7 @@ from layerstore.spec import (
     StageBase,
     Step,
 )
-from layerstore.store.atomic import Transaction
+from layerstore.store.atomic import Transaction, replace_file
 from layerstore.store.cache import Cache, Record
 from layerstore.store.layers import stage_entries, stage_tar
 from layerstore.store.store import Store
@@ -95,7 +96,8 @@ def build(
     A failed build changes no name; the steps that succeeded stay in the cache.
     """
     began = time.monotonic()
-    context = Context(folder, spec.ignore)
+    scan = _scan_of(store, folder)
+    context = Context(folder, spec.ignore, scan if options.use_cache else None)
     try:
         with store.transaction() as transaction:
             builder = _Builder(store, transaction, spec, context, options, sink)
@@ -108,18 +110,23 @@ def build(
             builder.flush_cache()
     finally:
         context.close()
+        scan.save(lambda path, content: replace_file(store.layout, path, content))
     return Built(image_id, ref, tuple(builder.done), time.monotonic() - began)
 
 
 def plan(store: Store, spec: ImageSpec, folder: Path, options: BuildOptions) -> BuildPlan:
     """What ``build`` would do. Bases that are missing are made and cached; nothing is named."""
-    context = Context(folder, spec.ignore)
+    context = Context(folder, spec.ignore, _scan_of(store, folder))
     try:
         with store.transaction() as transaction:
             builder = _Builder(store, transaction, spec, context, options, ignore)
             return builder.dry_run()
     finally:
         context.close()
+
+
+def _scan_of(store: Store, folder: Path) -> ScanCache:
+    return ScanCache(store.layout.folder("derived"), folder, now_ns())
 
 
 class _Builder:

@@ -11,8 +11,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from layerstore.cachekey import framed
 from layerstore.errors import BuildError
@@ -20,11 +20,11 @@ from layerstore.formats.entries import Kind
 from layerstore.formats.streams import CHUNK
 from layerstore.kernel.fs import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from layerstore.names import Digest
+from layerstore.scancache import ScanCache, Stamp, stamp_of
 from layerstore.spec import Source
 
 
-@dataclass(frozen=True, slots=True)
-class ContextFile:
+class ContextFile(NamedTuple):
     """One file, directory or symlink of the folder that a step selects."""
 
     name: bytes
@@ -35,13 +35,17 @@ class ContextFile:
     link: bytes
     path: bytes
     """In the folder."""
+    stamp: Stamp
 
 
 class Context:
     """The folder of a spec, as its ``ignore`` patterns leave it."""
 
-    def __init__(self, folder: Path, ignore: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, ignore: tuple[str, ...], cache: ScanCache | None = None
+    ) -> None:
         self.folder = folder
+        self._cache = cache
         self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._ignored = _matcher(ignore)
 
@@ -134,7 +138,7 @@ class Context:
         """What is selected: names, modes as they will be, links and contents; no times."""
         parts: list[bytes] = []
         for file in files:
-            content = self.content_digest(file) if file.kind is Kind.FILE else ""
+            content = self.known_digest(file) if file.kind is Kind.FILE else ""
             parts += (
                 file.name,
                 b"%c %o" % (file.kind, mode_of(file)),
@@ -142,6 +146,12 @@ class Context:
                 content.encode(),
             )
         return framed(parts)
+
+    def known_digest(self, file: ContextFile) -> Digest:
+        """As ``content_digest``; a file that did not change since it was last read stays unread."""
+        if self._cache is None:
+            return self.content_digest(file)
+        return self._cache.digest(file.path, file.stamp, lambda: self.content_digest(file))
 
     def content_digest(self, file: ContextFile) -> Digest:
         """Raises BuildError if the file changes while it is read."""
@@ -167,7 +177,7 @@ def _context_file(name: bytes, path: bytes, status: os.stat_result, link: bytes)
             hint="add it to ignore",
         )
     size = status.st_size if kind is Kind.FILE else 0
-    return ContextFile(name, kind, stat.S_IMODE(status.st_mode), size, link, path)
+    return ContextFile(name, kind, stat.S_IMODE(status.st_mode), size, link, path, stamp_of(status))
 
 
 _KINDS = {
@@ -208,12 +218,12 @@ def fingerprint(paths: list[bytes]) -> Digest | None:
             status.st_mtime_ns, status.st_ctime_ns,
         )  # fmt: skip
         parts += (path, b" ".join(b"%d" % field for field in fields))
-    if newest > _now_ns() - 2_000_000_000:
+    if newest > now_ns() - 2_000_000_000:
         return None
     return framed(parts)
 
 
-def _now_ns() -> int:
+def now_ns() -> int:
     """The file system's clock, not the wall's: that of a file just made."""
     import tempfile
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from layerstore.errors import BuildError
 from layerstore.events import Event, StepStarted
 from layerstore.formats.entries import Kind
 from layerstore.formats.tree import Node, Tree
-from layerstore.names import ImageRef
+from layerstore.names import Digest, ImageRef
 from layerstore.settings import Settings
+from layerstore.sources import Context, ContextFile
 from layerstore.spec import SpecError
 
 
@@ -429,3 +431,53 @@ def test_labels_and_tests_run_in_the_finished_stage(bench: Workbench) -> None:
     image = bench.store.store.images.find("made")
     assert image.config.run.labels == {"version": "1.2.3"}
     assert bench.tree().lookup(b"written-by-a-test") is None
+
+
+# -- unchanged files stay unread ------------------------------------------------------------------
+
+
+def old(bench: Workbench) -> None:
+    """Files as they are some time after they were written: a clock's grain does not matter."""
+    deadline = time.time() + 2.1
+    while time.time() < deadline:
+        time.sleep(0.05)
+
+
+def reads(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    seen: list[bytes] = []
+    read = Context.content_digest
+
+    def counted(self: Context, file: ContextFile) -> Digest:
+        seen.append(file.path)
+        return read(self, file)
+
+    monkeypatch.setattr(Context, "content_digest", counted)
+    return seen
+
+
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_site(bench)
+    old(bench)
+    bench.build(COPIES)
+    seen = reads(bench, monkeypatch)
+    bench.build(COPIES)
+    assert seen == []
+    # The same size and times: only ctime can tell, and it does.
+    changed = bench.folder / "site/index.html"
+    before = changed.stat()
+    changed.write_text("<h9>"[: before.st_size])
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    bench.build(COPIES)
+    assert seen == [b"site/index.html"]
+    assert bench.content("srv/index.html") == "<h9>"
+
+
+def test_a_file_that_was_just_written_is_not_trusted(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_site(bench).build(COPIES)
+    seen = reads(bench, monkeypatch)
+    bench.build(COPIES)
+    assert sorted(seen) == [b"site/css/a.css", b"site/index.html", b"site/run.sh"]
