@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerstore import rootfs
+from layerstore.confinement import seccomp_program
 from layerstore.errors import BuildError, HostError
 from layerstore.events import Caution, Output, Sink
 from layerstore.formats.tree import Tree
 from layerstore.idmaps import ids
+from layerstore.kernel import caps
 from layerstore.names import DiffID
 from layerstore.runtime import supervise
 from layerstore.runtime.plan import Bind, LaunchPlan, Tmpfs, User, parse_user
@@ -161,6 +163,7 @@ def _plan(
         network=step.network if step is not None else "none",
         # Package managers need setuid programs and file capabilities to work in a step.
         no_new_privs=False,
+        seccomp=seccomp_program(container.store.layout, None, caps.DEFAULT),
         state_dir=place.state,
     )
 

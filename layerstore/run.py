@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from layerstore import live, rootfs
+from layerstore.confinement import seccomp_program
 from layerstore.errors import (
     ConflictError,
     HostError,
@@ -73,6 +74,8 @@ class RunOptions(Value):
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     no_new_privs: bool = True
+    seccomp: str | None = None
+    """A profile's path, ``unconfined``, or None for the default one."""
     read_only: bool = False
     driver: str = rootfs.AUTO
     remove: bool = False
@@ -292,6 +295,7 @@ def _plan(
         interactive=options.interactive,
         capabilities=_capabilities(options),
         no_new_privs=options.no_new_privs,
+        seccomp=seccomp_program(store.layout, options.seccomp, _capabilities(options)),
         init=options.init,
         state_dir=folder / "state",
     )

@@ -102,7 +102,9 @@ _CREATE_OPTIONS = (
     _value("--entrypoint", is_="PROGRAM", say="Replace the image's entrypoint."),
     _values("--cap-add", is_="CAPABILITY", say="Add a capability, or ALL."),
     _values("--cap-drop", is_="CAPABILITY", say="Take a capability away, or ALL."),
-    _values("--security-opt", is_="no-new-privileges[:BOOL]", say="Allow or refuse setuid."),
+    _values(
+        "--security-opt", is_="OPTION", say="no-new-privileges[:BOOL], seccomp=FILE|unconfined."
+    ),
     _flag("--init", say="Let a small init be process 1: it reaps orphans, and passes signals on."),
     _value("--restart", is_="POLICY", say="no, on-failure[:TRIES], always or unless-stopped."),
     _value("--stop-signal", is_="SIGNAL", say="What stop sends, instead of the image's signal."),

@@ -68,6 +68,7 @@ def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
     """Raises UsageError or NotFoundError for values that have no meaning."""
     image, *argv = parsed.arguments
     entrypoint = parsed.text("entrypoint")
+    no_new_privs, seccomp = _security(parsed.texts("security_opt"))
     return running.RunOptions(
         image=image,
         argv=tuple(argv),
@@ -88,7 +89,8 @@ def run_options(parsed: Parsed, *, driver: str = "auto") -> RunOptions:
         ),
         cap_add=parsed.texts("cap_add"),
         cap_drop=parsed.texts("cap_drop"),
-        no_new_privs=_no_new_privs(parsed.texts("security_opt")),
+        no_new_privs=no_new_privs,
+        seccomp=seccomp,
         read_only=parsed.has("read_only"),
         driver=driver,
         remove=parsed.has("rm"),
@@ -159,19 +161,21 @@ def _tmpfs(text: str) -> Tmpfs:
     return Tmpfs(target=os.fsencode(target), size=size, mode=mode, is_executable=is_executable)
 
 
-def _no_new_privs(options: tuple[str, ...]) -> bool:
-    """On, as here it is the default."""
-    chosen = True
+def _security(options: tuple[str, ...]) -> tuple[bool, str | None]:
+    """(no_new_privs, the seccomp profile). The first is on, as here it is the default."""
+    no_new_privs, seccomp = True, None
     for option in options:
         name, _, value = option.replace("=", ":", 1).partition(":")
-        value = value.lower() or "true"
-        if name != "no-new-privileges" or value not in (*_TRUE, *_FALSE):
+        if name == "seccomp" and value:
+            seccomp = value
+        elif name == "no-new-privileges" and (value.lower() or "true") in (*_TRUE, *_FALSE):
+            no_new_privs = (value.lower() or "true") in _TRUE
+        else:
             raise UsageError(
                 f"{option!r} is not a security option",
-                hint="no-new-privileges:true and no-new-privileges:false are there",
+                hint="no-new-privileges[:BOOL], seccomp=FILE and seccomp=unconfined are there",
             )
-        chosen = value in _TRUE
-    return chosen
+    return no_new_privs, seccomp
 
 
 # -- ps ------------------------------------------------------------------------------------------

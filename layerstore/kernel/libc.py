@@ -71,6 +71,10 @@ class Memory:
         self._bytes = kind()
         self.address = _ctypes.addressof(self._bytes)
 
+    def write(self, content: bytes) -> None:
+        """It begins with ``content``."""
+        memoryview(self._bytes).cast("B")[: len(content)] = content
+
     def read(self) -> bytes:
         """What is there now."""
         return bytes(memoryview(self._bytes))

@@ -16,11 +16,10 @@ Compiling is for the cold path: it takes milliseconds, and its result is bytes t
 from __future__ import annotations
 
 import os
-from array import array
 
 from layerstore.errors import FormatError
 from layerstore.kernel import numbers, syscall_table
-from layerstore.kernel.libc import address, syscall
+from layerstore.kernel.libc import Memory, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def compile_filter(
             f"{_MAX_INSTRUCTIONS}",
             hint="compare fewer arguments",
         )
-    return array("Q", program).tobytes()
+    return b"".join([instruction.to_bytes(8, "little") for instruction in program])
 
 
 def load(program: bytes) -> None:
@@ -155,9 +154,11 @@ def load(program: bytes) -> None:
 
     Needs no_new_privs, or CAP_SYS_ADMIN in the caller's user namespace.
     """
-    code = array("Q", program)
-    fprog = array("Q", [len(code), address(code)])
-    syscall("seccomp", numbers.SECCOMP, _SET_MODE_FILTER, 0, address(fprog))
+    code = Memory(len(program))
+    code.write(program)
+    # struct sock_fprog: a u16 count of instructions, and where they are.
+    fprog = (len(program) // 8).to_bytes(8, "little") + code.address.to_bytes(8, "little")
+    syscall("seccomp", numbers.SECCOMP, _SET_MODE_FILTER, 0, fprog)
 
 
 def cache_key(profile: bytes, capabilities: frozenset[str], machine: str) -> str:

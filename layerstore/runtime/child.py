@@ -15,7 +15,7 @@ import select
 import stat
 
 from layerstore.errors import LayerstoreError
-from layerstore.kernel import caps, execstub, process
+from layerstore.kernel import caps, execstub, process, seccomp
 from layerstore.kernel.fs import openat2
 from layerstore.kernel.libc import AT_FDCWD
 from layerstore.runtime.plan import DEFAULT_PATH, LaunchError
@@ -124,6 +124,9 @@ class Child:
         """The user, with no more capabilities than planned, for good."""
         kept = caps.mask_of(self.plan.capabilities)
         caps.drop_bounding(kept)
+        if self.plan.seccomp and not self.plan.no_new_privs:
+            # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and that is about to go.
+            seccomp.load(self.plan.seccomp)
         try:
             if self.maps_ids:
                 os.setgroups(ids.groups)
@@ -141,7 +144,8 @@ class Child:
         caps.keep_only(kept)
         if self.plan.no_new_privs:
             process.forbid_new_privileges()
-        # A seccomp filter is loaded here, and nowhere else: what follows must pass it.
+            if self.plan.seccomp:
+                seccomp.load(self.plan.seccomp)  # what follows must pass it
         self._bind_to_parent()  # again: the change of user undid it
         if self.dies_with_parent and is_hung_up(self.go_fd):
             os._exit(125)

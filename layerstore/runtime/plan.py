@@ -150,6 +150,8 @@ class LaunchPlan(Value):
     """The command reads the caller's standard input; else it reads nothing."""
     capabilities: frozenset[str] = caps.DEFAULT
     no_new_privs: bool = True
+    seccomp: bytes = b""
+    """A cBPF program (kernel.seccomp); empty: every system call is allowed."""
     masked_paths: tuple[bytes, ...] = MASKED_PATHS
     read_only_paths: tuple[bytes, ...] = READ_ONLY_PATHS
     shm_size: int = 64 << 20

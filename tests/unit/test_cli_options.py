@@ -210,7 +210,7 @@ def test_an_entrypoint_is_one_word(given: tuple[str], expected: tuple[str, ...] 
         (("--tmpfs", "/t:foo"), UsageError, "'foo' in --tmpfs '/t:foo' is not an option"),
         (("--tmpfs", "/t:mode=9"), UsageError, "'mode=9' in --tmpfs"),
         (("--tmpfs", "t"), UsageError, "'t' is not a place to mount at"),
-        (("--security-opt", "seccomp=x"), UsageError, "'seccomp=x' is not a security option"),
+        (("--security-opt", "label=x"), UsageError, "'label=x' is not a security option"),
         (("--memory", "much"), UsageError, "'much' is not a size"),
         (("--memory", "1"), UsageError, "a memory limit of 1 bytes"),
     ],
