@@ -28,7 +28,7 @@ from layerstore.formats.tree import Tree, apply
 from layerstore.imageconfig import merged, tested
 from layerstore.names import ChainID, DiffID, Digest, ImageID, ImageRef, platform_of
 from layerstore.plan import BuildPlan, Inputs, StepPlan
-from layerstore.scancache import ScanCache
+from layerstore.scancache import ScanCache, stamp_of
 from layerstore.snapshot import Times
 from layerstore.sources import Context, ContextFile, now_ns
 from layerstore.spec import (
@@ -164,12 +164,16 @@ class _Builder:
 
     def dry_run(self) -> BuildPlan:
         steps: list[StepPlan] = []
+        settled: set[str] = set()
+        """Stages whose result is known without running anything."""
         for stage in planning.needed_stages(self._spec, self._options.stage):
             progress = self._start(stage)
             self._stages[stage.name] = progress
-            known = True
+            known = not isinstance(stage.base, StageBase) or stage.base.stage in settled
             for index, step in enumerate(stage.steps):
-                if not known or not self._origin_is_known(step, steps):
+                origin = step.stage if isinstance(step, CopyStep) else None
+                if not known or (origin is not None and origin not in settled):
+                    known = False
                     steps.append(
                         StepPlan(stage.name, index, step.title, planning.MAY_RUN, "", None)
                     )
@@ -179,12 +183,9 @@ class _Builder:
                 known = decided.record is not None
                 if decided.record is not None and decided.record.diff_id is not None:
                     progress.step_layers.append(decided.record.diff_id)
+            if known:
+                settled.add(stage.name)
         return BuildPlan(tuple(steps))
-
-    def _origin_is_known(self, step: Step, steps: list[StepPlan]) -> bool:
-        if not isinstance(step, CopyStep) or step.stage is None:
-            return True
-        return all(s.action == planning.CACHED for s in steps if s.stage == step.stage)
 
     def _start(self, stage: Stage) -> _Progress:
         if isinstance(stage.base, StageBase):
@@ -263,12 +264,14 @@ class _Builder:
             (("verb", "squash"), ("from", ChainID.of_stack(before)), ("to", progress.chain))
         )
         record = self._cache.get(recipe.key) if self._options.use_cache else None
+        if record is not None and record.diff_id is not None:
+            self._transaction.lease([record.diff_id])
+            if not self._store.layers.is_whole(record.diff_id):
+                record = None
         if record is None:
             base = tree_before if tree_before is not None else self._tree_of(before)
             entries = diff(base, self._tree(progress))
             record = self._keep(recipe, entries, 0.0)
-        elif record.diff_id is not None:
-            self._transaction.lease([record.diff_id])
         return record.diff_id
 
     # -- steps -----------------------------------------------------------------------------
@@ -390,11 +393,11 @@ class _Builder:
         return Inputs(tuple(parts))
 
     def _file(self, path: bytes) -> Digest:
-        file = self._context.look(path)
-        return self._context.content_digest(file)
+        return self._context.known_digest(self._context.look(path))
 
     def _mounted(self, mount: BindMount) -> Digest:
-        files = self._context.below(mount.source)
+        """Of all that the step will see: what is ignored too, and where a symlink leads."""
+        files = self._context.below(self._context.resolve(mount.source))
         return self._context.digest(files, lambda file: file.mode)
 
     # -- execution -------------------------------------------------------------------------
@@ -407,7 +410,11 @@ class _Builder:
         self._publish()
         container = self._container(stage, index, progress)
         times = Times(made_at=self._epoch, latest=self._options.epoch)
-        return run_step(container, step, before, times)
+        bound = self._inputs(step)
+        after = run_step(container, step, before, times)
+        if self._inputs(step) != bound:
+            raise BuildError(f"{step.position}: a file that the step mounts changed meanwhile")
+        return after
 
     def _materials(self) -> Materials:
         return Materials(
@@ -429,39 +436,42 @@ class _Builder:
             return file.read()
 
     def _stage_file(self, file: ContextFile) -> Digest | None:
+        """The file as the step's key has it. Raises BuildError if it is another by now."""
         fd = self._context.open(file.path)
         try:
-            before = os.fstat(fd)
-            if not before.st_size:
-                return None
-            if before.st_size <= CHUNK:
-                content = os.read(fd, before.st_size + 1)
-                if len(content) != before.st_size or before.st_size != file.size:
-                    raise BuildError(f"{os.fsdecode(file.path)!r} changed while it was read")
-                return self._transaction.stage(content)
-            with self._transaction.writer() as writer:
-                while chunk := os.read(fd, CHUNK):
-                    writer.write(chunk)
-                digest = writer.finish()
-            after = os.fstat(fd)
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise BuildError(f"{os.fsdecode(file.path)!r} changed while it was read")
-            return digest
+            if stamp_of(os.fstat(fd)) != file.stamp:
+                raise _changed(file.path)
+            digest: Digest | None = None
+            if 0 < file.size <= CHUNK:
+                digest = self._transaction.stage(os.read(fd, file.size + 1))
+            elif file.size:
+                with self._transaction.writer() as writer:
+                    while chunk := os.read(fd, CHUNK):
+                        writer.write(chunk)
+                    digest = writer.finish()
         finally:
             os.close(fd)
+        if (digest or Digest.of(b"")) != self._context.digests.get(file.path):
+            raise _changed(file.path)
+        return digest
 
     def _unpack(self, path: bytes) -> list[Entry]:
         """The archive's entries. Its layer record is a by-product that nothing names."""
         shown = os.fsdecode(path)
         limits = Limits()
         with os.fdopen(self._context.open(path), "rb") as file:
-            return stage_tar(
+            entries = stage_tar(
                 self._transaction,
                 decompressed(file, limits=limits, where=shown),
                 where=shown,
                 limits=limits,
                 warn=lambda text: self._sink(Caution(text, shown)),
             ).entries
+        if self._context.content_digest(self._context.look(path)) != self._context.digests.get(
+            path
+        ):
+            raise _changed(path)
+        return entries
 
     # -- the result ------------------------------------------------------------------------
 
@@ -515,6 +525,12 @@ class _Lazy(dict[str, Tree]):
 
     def __missing__(self, name: str) -> Tree:
         return self._loaders[name]()
+
+
+def _changed(path: bytes) -> BuildError:
+    return BuildError(
+        f"{os.fsdecode(path)!r} changed during the build", hint="build again when it is written"
+    )
 
 
 def _mode_of(mode: Mode) -> Callable[[ContextFile], int]:

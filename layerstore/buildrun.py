@@ -13,7 +13,7 @@ from layerstore.events import Caution, Output, Sink
 from layerstore.formats.tree import Tree
 from layerstore.idmaps import ids
 from layerstore.kernel import caps
-from layerstore.names import DiffID
+from layerstore.names import ChainID, DiffID
 from layerstore.runtime import supervise
 from layerstore.runtime.plan import Bind, LaunchPlan, Tmpfs, User, parse_user
 from layerstore.runtime.state import read_stubs
@@ -135,6 +135,8 @@ def _hint(step: RunStep | None, lines: Sequence[str]) -> str | None:
 def _plan(
     container: Container, command: Command, place: _Place, step: RunStep | None
 ) -> LaunchPlan:
+    # No image has this stack yet: the lease is all that keeps what is made to mount it.
+    container.transaction.lease([ChainID.of_stack(container.diff_ids)])
     env = dict(item.partition("=")[::2] for item in container.base_env)
     env.update(step.env if step is not None else ())
     user = parse_user(step.user) if step is not None and step.user is not None else User()
@@ -186,6 +188,6 @@ def _binds(container: Container, step: RunStep | None) -> tuple[Bind, ...]:
         elif not isinstance(mount, TmpfsMount):
             raise HostError(
                 f"{mount.position}: secret and ssh mounts are not there yet",
-                hint="bind a file of the spec's folder that ignore hides from copy steps",
+                hint="bind a file of the spec's folder; ignore keeps it out of copy steps",
             )
     return tuple(binds)

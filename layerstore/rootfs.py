@@ -141,7 +141,9 @@ def why_not_composed(store: Store) -> str:
     """Empty where the composed driver works; else what stands in its way."""
     if os.geteuid() != 0:
         return "only root can mount an EROFS image"
-    record = store.layout.folder("derived") / f"driver-{boot_id()}-{WRITER}"
+    record = store.layout.folder("derived") / (
+        f"driver-{boot_id()}-{os.stat('/proc/self/ns/user').st_ino}-{WRITER}"
+    )
     with suppress(FileNotFoundError):
         return record.read_text()
     with store.transaction() as transaction:

@@ -32,6 +32,7 @@ MAX_DEPTH = 900
 """Directories held open at once, one for each level."""
 
 _SMALL = 1 << 20
+_PATH_MAX = 4096
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 
@@ -407,12 +408,6 @@ class _Capture:
                 self._refuse(path, "has its content in a lower file that is not there")
             node.digest, node.extents = source.digest, source.extents
             return
-        if old is not None and old.kind is Kind.FILE and old.size == node.size:
-            # Whole seconds decide nothing: a layer keeps no more, and a write may fall in one.
-            node.digest, node.extents = old.digest, old.extents
-            has_fractions = old.mtime_ns % NANOSECOND and node.mtime_ns % NANOSECOND
-            if has_fractions and node.same_as(old):
-                return
         node.digest, node.extents = self._content(place.fd, name, path, status)
 
     def _content(
@@ -425,7 +420,8 @@ class _Capture:
             before = os.fstat(fd)
             if (before.st_ino, before.st_dev) != (status.st_ino, status.st_dev):
                 self._changed(path)
-            takes = self._takes and before.st_nlink == 1
+            name_on_disk = self._upper + b"/" + path
+            takes = self._takes and before.st_nlink == 1 and len(name_on_disk) < _PATH_MAX
             hashed = Hashed()
             sink: Contents = hashed if takes else self._contents
             digest, extents = self._stage(sink, fd, before.st_size, path)
@@ -433,7 +429,6 @@ class _Capture:
             if _stamp(before) != _stamp(after) or _stamp(before) != _stamp(status):
                 self._changed(path)
             if takes:
-                name_on_disk = self._upper + b"/" + path
                 self._contents.take(name_on_disk, digest, before.st_size, hashed.last)
             return digest, extents
         finally:

@@ -46,6 +46,9 @@ class Context:
     ) -> None:
         self.folder = folder
         self._cache = cache
+        self._selected: dict[tuple[Source, bool], list[ContextFile]] = {}
+        self.digests: dict[bytes, Digest] = {}
+        """Of the files whose content is part of some key: what is copied must be that."""
         self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._ignored = _matcher(ignore)
 
@@ -80,7 +83,16 @@ class Context:
             return file.read()
 
     def select(self, source: Source) -> list[ContextFile]:
-        """What a source stands for, parents first, siblings bytewise. Raises BuildError."""
+        """What a source stands for, parents first, siblings bytewise. Raises BuildError.
+
+        Looked at once: a step copies what its key was made of.
+        """
+        known = self._selected.get((source, source.contents))
+        if known is None:
+            known = self._selected[(source, source.contents)] = self._select(source)
+        return known
+
+    def _select(self, source: Source) -> list[ContextFile]:
         top = self.look(source.path)
         if top.kind is not Kind.DIRECTORY:
             if source.contents:
@@ -89,11 +101,20 @@ class Context:
                     hint="leave out the slash at its end",
                 )
             return [top]
-        return [top, *self._walk(source.path, b"")]
+        return [top, *self._walk(source.path, b"", self._ignored)]
 
     def below(self, path: bytes) -> list[ContextFile]:
-        """A path of the folder with all that is in it."""
-        return self.select(Source(path))
+        """A path of the folder with all that is in it, ignored or not, as it is now."""
+        top = self.look(path)
+        if top.kind is not Kind.DIRECTORY:
+            return [top]
+        return [top, *self._walk(path, b"", _nothing_ignored)]
+
+    def resolve(self, path: bytes) -> bytes:
+        """The path of the folder that this one leads to, every symlink followed."""
+        folder = os.readlink(f"/proc/self/fd/{self._fd}".encode())
+        real = os.fsencode(self.real_path(path))
+        return real[len(folder) :].strip(b"/") or b"."
 
     def real_path(self, path: bytes) -> Path:
         """Where a path of the folder is on the host, once every symlink is followed."""
@@ -113,7 +134,9 @@ class Context:
             os.close(fd)
         return _context_file(b"", path, status, link)
 
-    def _walk(self, folder: bytes, name: bytes) -> Iterator[ContextFile]:
+    def _walk(
+        self, folder: bytes, name: bytes, ignored: Callable[[bytes, bool], bool]
+    ) -> Iterator[ContextFile]:
         path = folder + b"/" + name if name else folder
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -122,7 +145,7 @@ class Context:
                 status = os.stat(child, dir_fd=fd, follow_symlinks=False)
                 inner = name + b"/" + child if name else child
                 full = path + b"/" + child if path != b"." else child
-                if self._ignored(full, stat.S_ISDIR(status.st_mode)):
+                if ignored(full, stat.S_ISDIR(status.st_mode)):
                     continue
                 if stat.S_ISSOCK(status.st_mode):
                     continue
@@ -130,7 +153,7 @@ class Context:
                 file = _context_file(inner, full, status, link)
                 yield file
                 if file.kind is Kind.DIRECTORY:
-                    yield from self._walk(folder, inner)
+                    yield from self._walk(folder, inner, ignored)
         finally:
             os.close(fd)
 
@@ -150,8 +173,11 @@ class Context:
     def known_digest(self, file: ContextFile) -> Digest:
         """As ``content_digest``; a file that did not change since it was last read stays unread."""
         if self._cache is None:
-            return self.content_digest(file)
-        return self._cache.digest(file.path, file.stamp, lambda: self.content_digest(file))
+            digest = self.content_digest(file)
+        else:
+            digest = self._cache.digest(file.path, file.stamp, lambda: self.content_digest(file))
+        self.digests[file.path] = digest
+        return digest
 
     def content_digest(self, file: ContextFile) -> Digest:
         """Raises BuildError if the file changes while it is read."""
@@ -167,6 +193,10 @@ class Context:
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise BuildError(f"{os.fsdecode(file.path)!r} changed while it was read")
         return Digest("sha256:" + hasher.hexdigest())
+
+
+def _nothing_ignored(path: bytes, is_directory: bool) -> bool:
+    return False
 
 
 def _context_file(name: bytes, path: bytes, status: os.stat_result, link: bytes) -> ContextFile:

@@ -220,7 +220,12 @@ def hit_by_name_alone() -> None:
 
 
 def objects_before_records() -> None:
-    """A collection in the order in which things are written."""
+    """A collection in the order in which things are written, whatever records still name."""
+
+    def keeps_nothing(*_: object, **__: object) -> None:
+        pass
+
+    _patch(gc, "_keep_objects_of_layers", keeps_nothing)
     real_records, real_objects = gc._sweep_records, gc._sweep_objects
     _patch(gc, "_sweep_records", real_objects)
     _patch(gc, "_sweep_objects", real_records)

@@ -301,7 +301,8 @@ class Transaction:
         )
         try:
             for name in os.listxattr(fd):
-                os.removexattr(fd, name)
+                with suppress(OSError):  # a label of SELinux stays, and harms nobody
+                    os.removexattr(fd, name)
             os.fchmod(fd, 0o444)
             if os.geteuid() == 0:
                 os.fchown(fd, 0, 0)

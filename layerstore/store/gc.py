@@ -31,7 +31,7 @@ from layerstore.store.trees import all_stacks
 
 _BATCH = 2_000
 
-Named = dict[DiffID, frozenset[Digest]]
+Named = dict[tuple[DiffID, int, int], frozenset[Digest]]
 """The objects that layers name. Layers never change, so what was read once stays true."""
 
 
@@ -152,15 +152,20 @@ def _add_trees(store: Store, found: Live) -> None:
 
 def _add_objects(store: Store, found: Live, named: Named, layers: Iterable[DiffID]) -> None:
     for diff_id in layers:
-        if diff_id not in named:
+        try:
+            status = (store.layout.layer(diff_id) / "entries").stat()
+        except OSError:
+            continue  # there is no record: it may come back, and is looked at again then
+        key = (diff_id, status.st_ino, status.st_mtime_ns)
+        if key not in named:
             try:
-                named[diff_id] = frozenset(objects_of(store, diff_id))
+                named[key] = frozenset(objects_of(store, diff_id))
             except DamagedError as error:
                 if error.brief not in found.unreadable:
                     found.unreadable.append(error.brief)
                 found.any_object = True
                 continue
-        found.objects |= named[diff_id]
+        found.objects |= named[key]
 
 
 def _keep_layers_of_images(store: Store, found: Live, *, gone: Collection[ImageID] = ()) -> None:

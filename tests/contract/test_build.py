@@ -6,6 +6,7 @@ import os
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from abilities import needs_root, needs_tool
@@ -481,3 +482,97 @@ def test_a_file_that_was_just_written_is_not_trusted(
     seen = reads(bench, monkeypatch)
     bench.build(COPIES)
     assert sorted(seen) == [b"site/css/a.css", b"site/index.html", b"site/run.sh"]
+
+
+# -- what is copied is what the key was made of ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", ["", "new", "longer than before"], ids=["emptied", "other", "grown"]
+)
+def test_a_file_that_changes_between_key_and_copy_fails_the_build(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    path = bench.file("file", "old")
+    real = Context.digest
+
+    def then_changed(self: Context, files: list[ContextFile], mode_of: Any) -> Digest:
+        digest = real(self, files, mode_of)
+        path.write_text(content)
+        return digest
+
+    monkeypatch.setattr(Context, "digest", then_changed)
+    spec = "from: scratch\nsteps: [{copy: {src: file, to: /file}}]\n"
+    with pytest.raises(BuildError, match="'file' changed during the build"):
+        bench.build(spec)
+    monkeypatch.undo()
+    bench.build(spec)
+    assert (bench.content("file"), bench.actions()) == (content, ["run"])
+
+
+@needs_root
+@needs_busybox
+def test_a_bind_is_keyed_by_where_it_leads_and_by_what_is_ignored(bench: Workbench) -> None:
+    bench.file("v1/f", "one")
+    bench.file("v1/hidden", "secret")
+    (bench.folder / "cur").symlink_to("v1")
+    spec = """
+        ignore: [hidden]
+        from: {host: [busybox]}
+        steps:
+          - run: cat /in/f /in/hidden > /seen
+            mounts: [{bind: cur, to: /in}]
+        """
+    bench.build(spec)
+    bench.file("v1/f", "two")
+    bench.build(spec)
+    assert (bench.content("seen"), bench.actions()) == ("twosecret", ["run"])
+    bench.file("v1/hidden", "changed")
+    bench.build(spec)
+    assert (bench.content("seen"), bench.actions()) == ("twochanged", ["run"])
+
+
+def test_a_damaged_layer_of_several_steps_is_made_again(bench: Workbench) -> None:
+    spec = """
+        from: scratch
+        steps:
+          - {write: {to: /a, text: "1"}, layer: both}
+          - {write: {to: /b, text: "2"}, layer: both}
+        """
+    first = bench.build(spec)
+    image = bench.store.store.images.get(first.image_id)
+    entries = bench.store.store.layout.layer(image.diff_ids[0]) / "entries"
+    entries.write_bytes(entries.read_bytes()[:-1])
+    assert bench.build(spec).image_id == first.image_id
+    assert bench.store.store.layers.is_whole(image.diff_ids[0])
+
+
+def test_a_dry_run_knows_nothing_above_a_stage_that_will_run(bench: Workbench) -> None:
+    spec = """
+        stages:
+          a:
+            from: scratch
+            steps: [{{mkdir: {path}}}]
+          b:
+            from: {{stage: a}}
+            steps: [{{write: {{to: /x, text: "1"}}}}]
+        """
+    bench.build(spec.format(path="/d"))
+    bench.file("spec.yaml", "layerstore: 1\nname: made\n" + textwrap.dedent(spec.format(path="/e")))
+    plan = bench.store.plan(bench.folder / "spec.yaml")
+    assert [step.action == "cached" for step in plan.steps] == [False, False]
+
+
+@needs_root
+@needs_busybox
+def test_a_path_as_long_as_linux_allows_survives_a_step(bench: Workbench) -> None:
+    bench.build("""
+        from: {host: [busybox]}
+        steps:
+          - run: |
+              d=$(printf '%0200d' 0)
+              cd / && i=0
+              while [ $i -lt 19 ]; do mkdir $d && cd $d; i=$((i+1)); done
+              echo deep > file
+        """)
+    assert bench.content("/".join(["0" * 200] * 19) + "/file") == "deep\n"
