@@ -145,6 +145,8 @@ class Layerstore:
 
     def read_spec(self, spec: Path, variables: Mapping[str, str] | None = None) -> ImageSpec:
         """The spec with the files that it uses in their places."""
+        if spec.exists() and not spec.is_file():
+            raise UsageError(f"the spec {str(spec)!r} is no file", hint="name a YAML file")
         try:
             text = spec.read_bytes()
         except OSError as error:
@@ -389,6 +391,11 @@ class Layerstore:
         where = target.absolute() if target is not None else self._new_mount_point(image)
         if not where.is_dir():
             raise NotFoundError(f"there is no directory {where}", hint="create it first")
+        if os.path.ismount(where):
+            raise ConflictError(
+                f"something is mounted at {where} already",
+                hint=f"layerstore umount {where}, or choose another directory",
+            )
         driver = rootfs.choose(self.store, self.settings.driver)
         record = mounted.record(self.store.layout, where, name, image.diff_ids)
         try:
@@ -396,6 +403,8 @@ class Layerstore:
             mounts.mount_overlay(root.replace(read_only=True), where)
         except BaseException:
             mounted.forget(self.store.layout, record)
+            if target is None:
+                where.rmdir()
             raise
         return where
 

@@ -321,12 +321,20 @@ class _Folder:
         document = load_json(raw, where=str(path))
         before = parse_index(raw, where=str(path))
         new = [descriptor.to_json() for descriptor in descriptors]
-        taken = {item for descriptor in descriptors for item in descriptor.annotations.items()}
-        kept = [
-            item
-            for item, descriptor in zip(document["manifests"], before, strict=True)
-            if item not in new and not taken & set(descriptor.annotations.items())
-        ]
+        names = {descriptor.annotations.get(CONTAINERD_NAME) for descriptor in descriptors}
+        tags = {descriptor.annotations.get(REF_NAME) for descriptor in descriptors}
+        kept = []
+        for item, descriptor in zip(document["manifests"], before, strict=True):
+            name, tag = (descriptor.annotations.get(k) for k in (CONTAINERD_NAME, REF_NAME))
+            if item in new or (name is not None and name in names):
+                continue
+            if tag is not None and tag in tags:
+                if name is None:
+                    continue
+                # Most tools know a tag alone: it is the new image's. The old one keeps its name.
+                annotations = {k: v for k, v in item["annotations"].items() if k != REF_NAME}
+                item = {**item, "annotations": annotations}
+            kept.append(item)
         return emit_json({**document, "manifests": kept + new})
 
 

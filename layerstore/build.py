@@ -393,7 +393,10 @@ class _Builder:
         return Inputs(tuple(parts))
 
     def _file(self, path: bytes) -> Digest:
-        return self._context.known_digest(self._context.look(path))
+        file = self._context.look(path)
+        if file.kind is not Kind.FILE:
+            raise BuildError(f"{os.fsdecode(path)!r} is no regular file")
+        return self._context.known_digest(file)
 
     def _mounted(self, mount: BindMount) -> Digest:
         """Of all that the step will see: what is ignored too, and where a symlink leads."""

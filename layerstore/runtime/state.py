@@ -10,6 +10,7 @@ The lock decides: a state that says running, with a free lock, is a supervisor t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -83,15 +84,39 @@ def write_state(state_dir: StrPath, state: State) -> None:
         for name in State._fields
         if name != "is_supervised"
     ]
-    directory = os.fspath(state_dir)
-    fd = os.open(
-        directory + "/state.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
-    )
+    _replace(os.fspath(state_dir) + "/state.json", ("{" + ", ".join(pairs) + "}\n").encode())
+
+
+def _replace(path: str, content: bytes) -> None:
+    """The file has this content. On a full disk it is written where it was: stopping and removing
+    must not need room."""
     try:
-        os.write(fd, ("{" + ", ".join(pairs) + "}\n").encode())
-    finally:
-        os.close(fd)
-    os.replace(directory + "/state.json.tmp", directory + "/state.json")
+        fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            written = os.write(fd, content)
+        finally:
+            os.close(fd)
+        if written != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        try:
+            os.unlink(path + ".tmp")
+        except FileNotFoundError:
+            pass
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.pwrite(fd, content, 0) != len(content):
+                raise
+            os.ftruncate(fd, len(content))
+        finally:
+            os.close(fd)
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def await_free(state_dir: StrPath, timeout_s: float) -> bool:
@@ -192,13 +217,11 @@ def mark_stopped(state_dir: StrPath, signum: int = 0) -> None:
 
     With ``signum``, a SIGKILL that is about to be sent counts as that signal.
     """
-    path = os.fspath(state_dir) + "/stopped"
-    fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, str(signum).encode())
-    finally:
-        os.close(fd)
-    os.replace(path + ".tmp", path)
+        _replace(os.fspath(state_dir) + "/stopped", str(signum).encode())
+    except OSError as error:
+        if not _is_full(error):  # it is stopped all the same: what made room for it may restart it
+            raise
 
 
 def stop_mark(state_dir: StrPath) -> int | None:

@@ -320,6 +320,12 @@ def test_a_symlink_in_the_folder_does_not_lead_out_of_it(bench: Workbench, tmp_p
         bench.build("from: scratch\nsteps: [{copy: {src: way/secret, to: /s}}]\n")
 
 
+def test_a_fifo_is_no_archive_to_extract(bench: Workbench) -> None:
+    os.mkfifo(bench.folder / "a.tar")
+    with pytest.raises(BuildError, match=r"'a\.tar' is no regular file"):
+        bench.build("from: scratch\nsteps: [{extract: {src: a.tar, to: /}}]\n")
+
+
 def test_three_mistakes_are_reported_at_once(bench: Workbench) -> None:
     with pytest.raises(SpecError) as failure:
         bench.build("from: nothing\nsteps: [{coppy: {}}, {mkdir: relative}]\nconfgi: {}\n")

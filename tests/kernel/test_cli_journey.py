@@ -196,10 +196,43 @@ def test_a_mounted_image_is_read_only_until_it_is_unmounted(cli: Cli, tmp_path: 
         assert (target / "srv/made").read_text() == "made\n"
         with pytest.raises(OSError, match="Read-only"):
             (target / "x").write_text("x")
+        second = cli("mount", "box", str(target))
+        assert (second.returncode, second.stderr.split("\n")[0]) == (
+            1, f"layerstore: something is mounted at {target} already",
+        )  # fmt: skip
     finally:
         said(cli("umount", str(target)))
     assert list(target.iterdir()) == []
     assert cli("umount", str(target)).returncode == 1
+
+
+def test_containers_are_stopped_and_removed_on_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+
+    def call(*words: str) -> str:
+        return said(subprocess.run(command(disk / "s", *words), capture_output=True, text=True))
+
+    try:
+        (tmp_path / "spec.yaml").write_text(SPEC)
+        built = subprocess.run(command(disk / "s", "build", str(tmp_path)), capture_output=True)
+        assert built.returncode == 0
+        for name in ("stopped", "removed"):
+            call("run", "-d", "--name", name, "box", "sleep", "1000")
+        with (
+            (disk / "filler").open("wb", buffering=0) as filler,
+            pytest.raises(OSError, match="No"),
+        ):
+            while True:
+                filler.write(bytes(1 << 20))
+        assert call("stop", "-t", "0", "stopped") == "stopped\n"
+        assert call("rm", "-f", "removed") == "removed\n"
+        (listed,) = json.loads(call("ps", "-a", "--json"))
+        assert (listed["name"], listed["status"], listed["exit_code"]) == ("stopped", "exited", 137)
+        assert call("rm", "stopped") == "stopped\n"
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_step_that_fails_says_where_and_shows_its_output(cli: Cli, tmp_path: Path) -> None:

@@ -339,9 +339,14 @@ def test_a_health_check_that_hangs_has_failed(lives: Lives) -> None:
 
 def test_top_and_stats(lives: Lives) -> None:
     container = lives.run("sleep 1000 & exec sleep 999")
-    until(lambda: len(life.top(lives.store, container.name)) == 2, "two processes")
+    until(
+        lambda: (
+            {process.command for process in life.top(lives.store, container.name)}
+            == {"sleep 999", "sleep 1000"}
+        ),
+        "both commands",
+    )
     processes = life.top(lives.store, container.name)
-    assert {process.command for process in processes} == {"sleep 999", "sleep 1000"}
     assert lives.state(container).pid in {process.pid for process in processes}
     (sample,) = life.stats(lives.store, [container.name])
     assert (sample.name, sample.pids) == (container.name, 2)

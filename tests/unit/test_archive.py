@@ -284,6 +284,20 @@ def test_an_image_is_added_to_a_layout_and_its_tag_replaced(store: Store, tmp_pa
     assert len(index_of(path)) == 2
 
 
+def test_a_second_image_takes_the_tag_of_the_first_and_not_its_name(
+    store: Store, tmp_path: Path
+) -> None:
+    image = the_image(store)
+    for name in ("a:1", "b:1"):
+        save(store, image, tmp_path / "o", refs=[ref(name)], form="oci")
+    assert [item["annotations"] for item in index_of(tmp_path / "o")] == [
+        {"io.containerd.image.name": "docker.io/library/a:1"},
+        {"io.containerd.image.name": "docker.io/library/b:1", REF: "1"},
+    ]
+    loaded = load(Store.open(tmp_path / "other"), tmp_path / "o")
+    assert loaded == [Loaded(image.image_id, (ref("a:1"), ref("b:1")))]
+
+
 def test_a_layout_may_be_written_into_an_empty_directory(store: Store, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     save(store, the_image(store), tmp_path / "o", refs=[ref("a:1")], form="oci")
