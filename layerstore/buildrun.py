@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from layerstore.names import ChainID, DiffID
 from layerstore.runtime import supervise
 from layerstore.runtime.plan import Bind, LaunchPlan, Tmpfs, User, parse_user
 from layerstore.runtime.state import read_stubs
+from layerstore.runtime.supervision import ENDING, Watch
 from layerstore.snapshot import Times, capture
 from layerstore.sources import Context
 from layerstore.spec import BindMount, CacheMount, Command, RunStep, TmpfsMount
@@ -111,8 +113,15 @@ def _launch(
             show(chunk)
 
     plan = _plan(container, command, place, step)
-    with Path("/dev/null").open("rb") as nothing:
-        outcome = supervise.run(plan, stdin=nothing.fileno(), stdout=print_, stderr=show)
+    ending = _Ending()
+    try:
+        with Path("/dev/null").open("rb") as nothing:
+            outcome = supervise.run(
+                plan, stdin=nothing.fileno(), stdout=print_, stderr=show, watch=ending
+            )
+    finally:
+        if ending.signum:  # the command had its copy; this one is the build's
+            os.kill(os.getpid(), ending.signum)
     if outcome.exit_code != 0:
         why = "was killed for want of memory" if outcome.oom_killed else (
             f"ended with exit code {outcome.exit_code}")  # fmt: skip
@@ -122,6 +131,16 @@ def _launch(
             hint=_hint(step, lines),
             details="\n".join(lines) or None,
         )
+
+
+class _Ending(Watch):
+    """What was to end the build, and not only the command that ran."""
+
+    signum = 0
+
+    def on_signal(self, signum: int) -> None:
+        if signum in ENDING:
+            self.signum = signum
 
 
 def _hint(step: RunStep | None, lines: Sequence[str]) -> str | None:

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["Launch", "Outcome", "run"]
 
 
-def run(plan: LaunchPlan, *, stdin: int = 0, stdout: Output = 1, stderr: Output = 2) -> Outcome:
+def run(
+    plan: LaunchPlan,
+    *,
+    stdin: int = 0,
+    stdout: Output = 1,
+    stderr: Output = 2,
+    watch: Watch | None = None,
+) -> Outcome:
     """Runs the plan to its end. A callable gets the stream's bytes while the command runs.
 
     Whatever happens, no mount, cgroup, process or descriptor of the container is left. Raises
@@ -45,7 +52,7 @@ def run(plan: LaunchPlan, *, stdin: int = 0, stdout: Output = 1, stderr: Output 
         lock = state.acquire_lock(plan.state_dir)
         state.clear_locked(plan.state_dir)
         state.unmark_stopped(plan.state_dir)
-        return launched(plan, stdin, stdout, stderr)
+        return launched(plan, stdin, stdout, stderr, watch)
     finally:
         if lock >= 0:
             os.close(lock)

@@ -206,6 +206,28 @@ def test_a_mounted_image_is_read_only_until_it_is_unmounted(cli: Cli, tmp_path: 
     assert cli("umount", str(target)).returncode == 1
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_build_and_not_only_its_step(
+    signum: signal.Signals, built: Path, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        SPEC.replace("name: box", "name: ended").replace("from a step;", "up; exec sleep 1000;")
+    )
+    building = subprocess.Popen(
+        command(built, "build", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert building.stderr is not None
+    while b"| echo up" not in (line := building.stderr.readline()) and b"| up" not in line:
+        assert line
+    building.send_signal(signum)
+    out, err = building.communicate(timeout=10)
+    said_last = "interrupted" if signum == signal.SIGINT else f"ended by signal {signum}"
+    assert (building.returncode, out) == (128 + signum, b"")
+    assert err.decode().splitlines()[-1] == f"layerstore: {said_last}"
+    assert "ended" not in said(cli("images"))
+    assert list((built / "tmp").iterdir()) == []
+
+
 def test_containers_are_stopped_and_removed_on_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
