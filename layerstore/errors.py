@@ -20,6 +20,8 @@ Subclasses live beside the code that raises them; this is the one drawing of the
 
 from __future__ import annotations
 
+import errno
+
 
 class LayerstoreError(Exception):
     """What went wrong, in one sentence that quotes the offending value.
@@ -73,3 +75,8 @@ class DamagedError(LayerstoreError):
     """The store is not what it says it is; the message names what is affected."""
 
     exit_code = 4
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it says that a disk or quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

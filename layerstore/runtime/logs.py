@@ -7,11 +7,10 @@ of a pipe gives have its time. Files are numbered; the last one is written to.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
-from layerstore.errors import UsageError
+from layerstore.errors import UsageError, is_full
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class LogWriter:
             if written < len(text):  # the disk is full, or nearly
                 self._size += os.write(self._fd, text[written:])
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
 
     def _now(self) -> bytes:

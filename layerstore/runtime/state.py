@@ -15,7 +15,7 @@ import fcntl
 import os
 import time
 
-from layerstore.errors import ConflictError
+from layerstore.errors import ConflictError, is_full
 from layerstore.kernel.cgroups import Cgroup
 from layerstore.kernel.process import SIGKILL, boot_id, start_time
 from layerstore.kernel.values import Value
@@ -78,7 +78,7 @@ def _truth(recorded: State) -> State:
 
 
 def write_state(state_dir: StrPath, state: State) -> None:
-    """Readers see the old state or this one, never a part."""
+    """Readers see the old state or this one; on a full disk ``last_recorded`` may find it torn."""
     pairs = [
         f"{quoted(name)}: {emit(getattr(state, name))}"
         for name in State._fields
@@ -88,8 +88,11 @@ def write_state(state_dir: StrPath, state: State) -> None:
 
 
 def _replace(path: str, content: bytes) -> None:
-    """The file has this content. On a full disk it is written where it was: stopping and removing
-    must not need room."""
+    """Readers see the old content or this one, never a part.
+
+    But on a full disk, where stopping and removing must work, it is written over the old one: who
+    reads at that instant, or after a crash then, may find it torn.
+    """
     try:
         fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
@@ -100,7 +103,7 @@ def _replace(path: str, content: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         os.replace(path + ".tmp", path)
     except OSError as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         try:
             os.unlink(path + ".tmp")
@@ -113,10 +116,6 @@ def _replace(path: str, content: bytes) -> None:
             os.ftruncate(fd, len(content))
         finally:
             os.close(fd)
-
-
-def _is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def await_free(state_dir: StrPath, timeout_s: float) -> bool:
@@ -220,7 +219,7 @@ def mark_stopped(state_dir: StrPath, signum: int = 0) -> None:
     try:
         _replace(os.fspath(state_dir) + "/stopped", str(signum).encode())
     except OSError as error:
-        if not _is_full(error):  # it is stopped all the same: what made room for it may restart it
+        if not is_full(error):  # it is stopped all the same: what made room for it may restart it
             raise
 
 

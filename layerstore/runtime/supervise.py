@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
-from layerstore.errors import HostError
+from layerstore.errors import HostError, is_full
 from layerstore.kernel import namespaces, process
 from layerstore.kernel.cgroups import Cgroup
 from layerstore.kernel.namespaces import plan_id_maps, write_id_maps
@@ -226,7 +225,7 @@ class Launch(Supervision):
             self._record(end)
         except OSError as error:
             # The command's own exit code is worth more; readers find the lock free and say exited.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
 
 

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from layerstore.errors import HostError, LayerstoreError, NotFoundError
+from layerstore.errors import HostError, LayerstoreError, NotFoundError, is_full
 from layerstore.formats import sparse
 from layerstore.formats.entries import Entry, Extents
 from layerstore.formats.entries import emit as emit_entries
@@ -68,11 +68,6 @@ def told_of_full_disk(root: Path) -> Iterator[None]:
         if is_full(error):
             raise _full_disk(root) from error
         raise
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether it says that a disk or quota is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _full_disk(root: Path) -> HostError:

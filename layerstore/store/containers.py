@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple  # Any: JSON
 
-from layerstore.errors import ConflictError, DamagedError, NotFoundError, UsageError
+from layerstore.errors import ConflictError, DamagedError, NotFoundError, UsageError, is_full
 from layerstore.kernel.fs import fsync_path, write_all
 from layerstore.names import DiffID, Digest, ImageID
-from layerstore.store.atomic import Transaction, is_full, new_id
+from layerstore.store.atomic import Transaction, new_id
 from layerstore.store.deep import remove_tree
 from layerstore.store.layout import Layout
 

@@ -7,10 +7,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from layerstore.errors import HostError
+from layerstore.errors import HostError, is_full
 from layerstore.kernel.fs import fsync_path
 from layerstore.store import locks
-from layerstore.store.atomic import Transaction, is_full, told_of_full_disk
+from layerstore.store.atomic import Transaction, told_of_full_disk
 from layerstore.store.containers import Containers
 from layerstore.store.deep import remove_tree
 from layerstore.store.images import Images
